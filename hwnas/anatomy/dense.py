@@ -1,0 +1,30 @@
+"""Building dense models with per-block widths: with new weights here, with trained ones in `elastic`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hwnas.anatomy import find_family
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from hwnas.space import Subnetwork
+
+
+def new_dense(
+    config: PretrainedConfig | Any, subnetwork: Subnetwork, model_class: type | None = None
+) -> PreTrainedModel:
+    """A dense model of the subnetwork's widths with random weights, in evaluation mode.
+
+    Enough to measure time, which depends on shapes only. `model_class` says the task; without
+    it, the task is sequence classification.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    family = find_family(config)
+    if model_class is None:
+        model_class = AutoModelForSequenceClassification
+    widths = [(block.heads, block.ffn) for _, block in subnetwork.kept]
+    dense = family.dense_class(model_class)(family.dense_config(config, widths))
+    return dense.eval()

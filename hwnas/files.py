@@ -1,0 +1,120 @@
+"""Reading and writing artifacts so that no reader ever sees half of one.
+
+Every artifact is written beside its destination and renamed onto it; a killed process
+leaves a ``*.partial-…`` neighbour that the next writer removes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hwnas.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` to write (a file or a folder), renamed onto it at the end.
+
+    If the body raises, the temporary is removed and `path` stays as it was.
+
+    Raises:
+        UserError: the folder of `path` cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{path.name}.partial-*"):
+            _remove(stale)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot write here ({error.strerror}); choose another --out"
+        ) from error
+    partial = _partial_name(path)
+    try:
+        yield partial
+        if partial.is_dir() and path.exists():
+            old = path.with_name(f".{path.name}.partial-old")
+            path.rename(old)
+            partial.rename(path)
+            _remove(old)
+        else:
+            partial.replace(path)
+    finally:
+        if partial.exists():
+            _remove(partial)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, UTF-8."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON-able value or a pydantic model to `path` atomically."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON from `path`.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, expected a JSON file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON, line {error.lineno}: {error.msg}") from None
+
+
+def read_model(path: Path, kind: type[Model]) -> Model:
+    """Read `path` and validate it as the pydantic model `kind`.
+
+    Raises:
+        UserError: naming the file and the path of the offending field.
+    """
+    return validate(kind, read_json(path), where=str(path))
+
+
+def validate(kind: type[Model], value: Any, where: str) -> Model:
+    """Validate `value` as `kind`; a failure names `where` and the field's path in one line.
+
+    Raises:
+        UserError: `value` does not fit.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        more = error.error_count() - 1
+        rest = f" (and {more} more)" if more else ""
+        raise UserError(f"{where}: {field}: {first['msg']}{rest}") from None

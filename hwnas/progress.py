@@ -1,0 +1,34 @@
+"""Progress bars with time left on standard error, silent when a machine reads (`--json`, no terminal wanted)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Show no bars from now on (True), or show them again (False)."""
+    global _quiet
+    _quiet = quiet
+
+
+@contextmanager
+def bar(description: str, total: float) -> Iterator[Callable[[float], None]]:
+    """Show a bar named `description`; the yielded function advances it by that many of `total`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=_quiet, refresh_per_second=2) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda amount=1.0: progress.advance(task, amount)

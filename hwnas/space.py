@@ -1,0 +1,202 @@
+"""The search space and one choice in it.
+
+A `Subnetwork` says for every block how many attention heads and FFN neurons are active; zero
+heads and zero neurons mean that the block is left out. A `SearchSpace` lists each block's
+options. Widths are prefixes: "6 heads" are the first six after reordering by importance.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from hwnas.anatomy import Shape
+from hwnas.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+FFN_STEP = 32  # FFN widths are multiples of this, a whole number of SIMD vectors and cache lines
+
+
+class Block(NamedTuple):
+    """The active width of one block; `Block(0, 0)` is left out."""
+
+    heads: int
+    ffn: int
+
+    @property
+    def present(self) -> bool:
+        return self.heads > 0
+
+
+DROPPED = Block(0, 0)
+
+
+@dataclass(frozen=True)
+class Subnetwork:
+    """One choice for every block, hashable; its genome is `[[heads, ffn], ...]`."""
+
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, genome: Iterable[Sequence[int]]) -> Subnetwork:
+        return cls(tuple(Block(int(heads), int(ffn)) for heads, ffn in genome))
+
+    @classmethod
+    def full(cls, shape: Shape) -> Subnetwork:
+        return cls.of(zip(shape.heads, shape.ffn, strict=True))
+
+    @property
+    def genome(self) -> list[list[int]]:
+        return [[block.heads, block.ffn] for block in self.blocks]
+
+    @property
+    def kept(self) -> list[tuple[int, Block]]:
+        """Index and width of the blocks that are not left out."""
+        return [(i, block) for i, block in enumerate(self.blocks) if block.present]
+
+    @property
+    def depth(self) -> int:
+        return len(self.kept)
+
+    def __str__(self) -> str:
+        return " ".join(f"{b.heads}x{b.ffn}" if b.present else "-" for b in self.blocks)
+
+
+class BlockOptions(BaseModel):
+    """What one block may be: ascending head counts and FFN widths, and whether it may be left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    heads: tuple[int, ...]
+    ffn: tuple[int, ...]
+    droppable: bool = True
+
+    @model_validator(mode="after")
+    def _ascending(self) -> BlockOptions:
+        for name, values in (("heads", self.heads), ("ffn", self.ffn)):
+            if not values or values[0] <= 0 or list(values) != sorted(set(values)):
+                raise ValueError(f"{name} {list(values)} must be ascending positive widths")
+        return self
+
+    def options(self) -> list[Block]:
+        """All choices for the block, the largest first."""
+        wide = [Block(h, f) for h in reversed(self.heads) for f in reversed(self.ffn)]
+        return wide + ([DROPPED] if self.droppable else [])
+
+
+class SearchSpace(BaseModel):
+    """All subnetworks that may be chosen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: tuple[BlockOptions, ...]
+
+    @classmethod
+    def whole(cls, shape: Shape, ffn_step: int | None = None) -> SearchSpace:
+        """Every head count, every FFN width in steps, every block droppable."""
+        blocks = []
+        for heads, ffn in zip(shape.heads, shape.ffn, strict=True):
+            step = min(ffn_step or max(FFN_STEP, ffn // 48), ffn)
+            widths = sorted(set(range(step, ffn, step)) | {ffn})
+            blocks.append(BlockOptions(heads=tuple(range(1, heads + 1)), ffn=tuple(widths)))
+        return cls(blocks=tuple(blocks))
+
+    def check(self, shape: Shape, where: str = "space.json") -> None:
+        """Raise `UserError` unless every option exists in a model of `shape`."""
+        if len(self.blocks) != shape.depth:
+            raise UserError(
+                f"{where}: {len(self.blocks)} blocks, the model has {shape.depth}"
+            )
+        for i, block in enumerate(self.blocks):
+            if block.heads[-1] > shape.heads[i]:
+                raise UserError(
+                    f"{where}: block {i} has {block.heads[-1]} heads, "
+                    f"the model has {shape.heads[i]}"
+                )
+            if block.ffn[-1] > shape.ffn[i]:
+                raise UserError(
+                    f"{where}: block {i} has FFN width {block.ffn[-1]}, "
+                    f"the model has {shape.ffn[i]}"
+                )
+
+    @property
+    def largest(self) -> Subnetwork:
+        return Subnetwork(tuple(Block(b.heads[-1], b.ffn[-1]) for b in self.blocks))
+
+    @property
+    def smallest_width(self) -> Subnetwork:
+        """All blocks present, each at its smallest."""
+        return Subnetwork(tuple(Block(b.heads[0], b.ffn[0]) for b in self.blocks))
+
+    def __contains__(self, subnetwork: object) -> bool:
+        if not isinstance(subnetwork, Subnetwork) or len(subnetwork.blocks) != len(self.blocks):
+            return False
+        return all(
+            (options.droppable if not b.present else b.heads in options.heads and b.ffn in options.ffn)
+            for b, options in zip(subnetwork.blocks, self.blocks, strict=True)
+        )
+
+    def size(self) -> int:
+        """How many subnetworks there are."""
+        total = 1
+        for block in self.blocks:
+            total *= len(block.heads) * len(block.ffn) + block.droppable
+        return total
+
+    def snap(self, genome: Iterable[Sequence[float]]) -> Subnetwork:
+        """The subnetwork of the space nearest to these widths, block by block."""
+        blocks = []
+        for (heads, ffn), options in zip(genome, self.blocks, strict=True):
+            if heads <= 0 and options.droppable:
+                blocks.append(DROPPED)
+            else:
+                blocks.append(
+                    Block(
+                        min(options.heads, key=lambda o: abs(o - heads)),
+                        min(options.ffn, key=lambda o: abs(o - ffn)),
+                    )
+                )
+        return Subnetwork(tuple(blocks))
+
+    def scaled(self, share: float, keep: Sequence[bool] | None = None) -> Subnetwork:
+        """Every kept block at about `share` of its full heads and FFN ("uniform shrinking")."""
+        kept = keep or [True] * len(self.blocks)
+        return self.snap(
+            (max(1.0, share * b.heads[-1]), max(1.0, share * b.ffn[-1])) if k else (0, 0)
+            for k, b in zip(kept, self.blocks, strict=True)
+        )
+
+    def sample(self, rng: random.Random, drop: float = 0.0) -> Subnetwork:
+        """Independent widths for every block; each droppable block left out with probability `drop`."""
+        blocks = []
+        for options in self.blocks:
+            if options.droppable and rng.random() < drop:
+                blocks.append(DROPPED)
+            else:
+                blocks.append(Block(rng.choice(options.heads), rng.choice(options.ffn)))
+        if not any(b.present for b in blocks):
+            return self.sample(rng, drop)
+        return Subnetwork(tuple(blocks))
+
+
+def genomes(subnetworks: Sequence[Subnetwork]) -> npt.NDArray[np.int64]:
+    """The subnetworks as an array of shape `(n, blocks, 2)`: heads and FFN width."""
+    return np.array([s.genome for s in subnetworks], dtype=np.int64)
+
+
+def macs(subnetwork: Subnetwork, shape: Shape, seq: int) -> int:
+    """Multiply-accumulates of one sequence through the kept blocks (embeddings and task head left out)."""
+    total = 0
+    for _, block in subnetwork.kept:
+        width = block.heads * shape.head_size
+        projections = 4 * shape.hidden * width * seq
+        attention = 2 * width * seq * seq
+        total += projections + attention + 2 * shape.hidden * block.ffn * seq
+    return total

@@ -1,0 +1,97 @@
+"""What a run ends with: the contracts of `summary.json` and `candidates.jsonl`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Candidate(Record):
+    """One evaluated subnetwork, a line of `candidates.jsonl`."""
+
+    budget: str  # as the user wrote it: "50%"
+    round: int  # 1, then one more for each correction of the table after a miss
+    kind: str  # exact, uniform, layers, hybrid, evolved
+    genome: list[list[int]]  # [heads, ffn] for each block, [0, 0] = left out
+    divergence: float  # KL from the teacher on the search's validation data, lower is better
+    predicted_ms: float
+
+
+class Finalist(Record):
+    """One finalist of the successive halving."""
+
+    budget: str
+    round: int
+    kind: str
+    genome: list[list[int]]
+    start: str  # weights it started from: "supernet" or "teacher"
+    rung: int
+    steps: int  # training steps so far
+    cross_entropy: float  # on validation data that the search did not use
+    metric: float  # of the task, same data, in per cent where the metric is a share
+    survived: bool
+
+
+class Baseline(Record):
+    """The original model, trained as its rivals were, exported and measured."""
+
+    metric: float  # on the test split
+    latency_ms: float
+    size_mb: float
+    params: int
+    flops: int
+    steps: int  # training steps
+    converged: bool  # validation stopped improving before the steps ran out
+
+
+class Chosen(Record):
+    """The subnetwork chosen for one budget."""
+
+    budget: str
+    budget_ms: float
+    met: bool
+    kind: str
+    genome: list[list[int]]
+    metric: float  # on the test split
+    kept: float  # metric / baseline's metric
+    predicted_ms: float
+    measured_ms: float
+    ratio: float  # measured in pairs against the baseline
+    runtime: str
+    precision: str
+    size_mb: float
+    params: int
+    flops: int
+    steps: int  # training steps that its weights saw, all stages
+    parity: dict[str, float]  # format -> largest difference of its logits from torch's
+    rounds: int
+    path: str
+
+
+class Compute(Record):
+    """Training compute in full-model steps: one step of the full model on one batch is 1."""
+
+    baseline: float
+    supernet: float
+    search: float
+    finalists: float
+
+
+class Summary(Record):
+    """`summary.json`."""
+
+    model: str
+    task: str
+    metric: str
+    target: str
+    strategy: str  # search, uniform or layers
+    seed: int
+    splits: dict[str, int]
+    baseline: Baseline
+    chosen: list[Chosen]
+    compute: Compute
+    seconds: dict[str, float]
+    versions: dict[str, str]
