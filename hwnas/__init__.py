@@ -1,3 +1,27 @@
 """hwnas: hardware-aware shrinking of Hugging Face models, measured on the device that serves them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hwnas.models import load, load_model
+    from hwnas.training.data import Task
+
 __version__ = "0.1.0"
+__all__ = ["Task", "__version__", "load", "load_model"]
+
+# loaded on first use, so that importing hwnas stays cheap
+_LAZY = {
+    "load": "hwnas.models",
+    "load_model": "hwnas.models",
+    "Task": "hwnas.training.data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'hwnas' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -117,4 +117,5 @@ def validate(kind: type[Model], value: Any, where: str) -> Model:
         field = ".".join(str(part) for part in first["loc"]) or "(top level)"
         more = error.error_count() - 1
         rest = f" (and {more} more)" if more else ""
-        raise UserError(f"{where}: {field}: {first['msg']}{rest}") from None
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise UserError(f"{where}: {field}: {message}{rest}") from None

@@ -1,0 +1,85 @@
+"""What every benchmark shares: its options, and a result file that grows row by row.
+
+`python benchmarks/NAME.py [--quick] [--json OUT.json]`. A row is written as soon as it is measured;
+started again with the same file, a benchmark goes on with the rows that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hwnas.doctor import examine
+from hwnas.files import read_json, write_json
+
+_PACKAGES = ("torch", "transformers", "optimum", "onnxruntime", "openvino")
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def options(name: str, description: str | None) -> argparse.Namespace:
+    """The command line of the benchmark `name`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="five minutes, honest about being small")
+    default = _ROOT / "benchmarks" / "results" / f"{name}.json"
+    parser.add_argument("--json", type=Path, help=f"result file, e.g. {default.relative_to(_ROOT)}")
+    return parser.parse_args()
+
+
+def commit() -> str:
+    """The commit that is measured, marked if the tree has changes."""
+    answer = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True
+    )
+    return answer.stdout.strip() or "unknown"
+
+
+class Results:
+    """Rows by their key, kept in `path` if there is one."""
+
+    def __init__(self, name: str, quick: bool, protocol: str, path: Path | None) -> None:
+        self.name, self.quick, self.protocol, self.path = name, quick, protocol, path
+        self.rows: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            stored = read_json(path)
+            if stored["quick"] == quick and stored["protocol"] == protocol:
+                self.rows = stored["rows"]
+
+    def row(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row `key`: read if it was measured before, else measured and written."""
+        for row in self.rows:
+            if key.items() <= row.items():
+                return row
+        row = key | measure() | {"commit": commit()}
+        self.rows.append(row)
+        self._write({})
+        print(json.dumps(row), flush=True)
+        return row
+
+    def finish(self, headline: dict[str, Any]) -> None:
+        """Write and print the headline."""
+        self._write(headline)
+        print(json.dumps({"headline": headline}, indent=1))
+
+    def _write(self, headline: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        diagnosis = examine()
+        write_json(
+            self.path,
+            {
+                "name": self.name,
+                "quick": self.quick,
+                "command": " ".join(["python", *sys.argv]),
+                "machine": diagnosis.model_dump(mode="json"),
+                "versions": {package: version(package) for package in _PACKAGES},
+                "protocol": self.protocol,
+                "rows": self.rows,
+                "headline": headline,
+            },
+        )

@@ -1,0 +1,112 @@
+"""Exported folders: the three formats, where each keeps its model, how large it is, how it runs.
+
+One format is one runtime's: `model/` (safetensors) is torch's, `onnx/` ONNX Runtime's, `openvino/`
+OpenVINO's. A folder is recognised by the model file in it, so it may be renamed and moved.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hwnas.errors import UserError
+
+RUNTIMES = {"model": "torch", "onnx": "onnxruntime", "openvino": "openvino"}  # of each format
+FORMATS = tuple(RUNTIMES)
+
+_MODEL_FILES = {
+    "model": "model.safetensors",
+    "onnx": "model.onnx",
+    "openvino": "openvino_model.xml",
+}
+
+
+def check_format(name: str) -> str:
+    """`name`, if it is a format.
+
+    Raises:
+        UserError: it is none; the message lists them.
+    """
+    if name not in RUNTIMES:
+        raise UserError(f"unknown export format {name!r}; known: {', '.join(FORMATS)}")
+    return name
+
+
+def format_for(runtime: str) -> str:
+    """The format that `runtime` serves."""
+    return next(name for name, served_by in RUNTIMES.items() if served_by == runtime)
+
+
+def find_format(folder: Path) -> str:
+    """The format of an exported folder.
+
+    Raises:
+        UserError: there is no such folder, or no exported model in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; export the model first")
+    for name, file in _MODEL_FILES.items():
+        if (folder / file).is_file():
+            if not (folder / "config.json").is_file():
+                raise UserError(f"{folder}: has {file} but no config.json; export the model again")
+            return name
+    raise UserError(
+        f"{folder}: no exported model in it (none of {', '.join(_MODEL_FILES.values())})"
+    )
+
+
+def folder_size_mb(folder: Path) -> float:
+    """The size of everything in the folder: model, config and tokenizer, in 10^6 bytes.
+
+    Raises:
+        UserError: there is no such folder, or no exported model in it.
+    """
+    find_format(folder)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def load_exported(folder: Path, threads: int | None = None) -> Any:
+    """Load the folder as a user of transformers or Optimum would, a model to call on a batch.
+
+    OpenVINO computes in float32, as it does when it is timed, also on processors where it would
+    choose bfloat16 by itself.
+
+    Args:
+        folder: of any format.
+        threads: bounds ONNX Runtime's and OpenVINO's; torch's are the process's own.
+
+    Raises:
+        UserError: there is no such folder, or no exported model in it.
+    """
+    name = find_format(folder)
+    if name == "onnx":
+        return _load_onnx(folder, threads)
+    if name == "openvino":
+        return _load_openvino(folder, threads)
+    from hwnas.models import load
+
+    return load(folder)
+
+
+def _load_onnx(folder: Path, threads: int | None) -> Any:
+    import onnxruntime
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+
+    options = onnxruntime.SessionOptions()
+    if threads:
+        options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only
+    return ORTModelForSequenceClassification.from_pretrained(
+        str(folder), provider="CPUExecutionProvider", session_options=options, local_files_only=True
+    )
+
+
+def _load_openvino(folder: Path, threads: int | None) -> Any:
+    from optimum.intel import OVModelForSequenceClassification
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = str(threads)
+    return OVModelForSequenceClassification.from_pretrained(
+        str(folder), device="CPU", ov_config=settings, local_files_only=True
+    )

@@ -1,0 +1,272 @@
+"""The contest for each budget: structures found and timed, finalists trained, one winner.
+
+Kinds of structure compete: searched widths, the uniform shrink, fewer blocks. A rival strategy
+(`uniform`, `layers`) enters one structure by its rule and trains it for the same total compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwnas.elastic.supernet import SuperNetwork
+from hwnas.files import read_model, write_json
+from hwnas.importance import Importance
+from hwnas.latency.predictor import LatencyPredictor
+from hwnas.latency.table import LatencyTable
+from hwnas.latency.target import Budget
+from hwnas.progress import bar
+from hwnas.search.evolution import Evaluated, evolve, finalists
+from hwnas.search.seeds import seeds
+from hwnas.selection import Allowance, Proposer, Selection, TimedStructure, select
+from hwnas.space import SearchSpace, Subnetwork
+from hwnas.stages import Inputs
+from hwnas.summary import Candidate, Finalist
+from hwnas.training.baseline import read_history
+from hwnas.training.compute import step_cost
+from hwnas.training.evaluate import divergence, predict
+from hwnas.training.halving import Entrant, Rung, halve, rows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+    from hwnas.search.exact import BlockLoss
+
+
+@dataclass
+class Contest:
+    """What the search and the finalists of every budget share."""
+
+    inputs: Inputs
+    table: LatencyTable
+    space: SearchSpace
+    scores: Importance
+    examples: Dataset  # training rows with the teacher's logits
+    teacher_logits: np.ndarray  # on the search's validation rows
+    start: SuperNetwork  # the students' start, reordered
+    network: SuperNetwork | None  # the trained super-network; None where a rival shrinks directly
+
+    @cached_property
+    def loss(self) -> BlockLoss:
+        """Additive loss of widths, for the exact answers that seed the search."""
+        return self.scores.loss()
+
+
+def choose_structures(contest: Contest, budget: str) -> Selection:
+    """`selection/<budget>.json`: structures that were measured within the budget.
+
+    Raises:
+        BudgetError: nothing fits.
+    """
+    inputs = contest.inputs
+    folder = Budget.parse(budget).folder
+    path = inputs.path / "selection" / f"{folder}.json"
+    if not path.exists():
+        measure = inputs.recipe.measure
+        allowance = Allowance(
+            text=budget,
+            ms=Budget.parse(budget).in_ms(contest.table.reference_ms),
+            margin=measure.margin,
+            tolerance=measure.tolerance,
+        )
+        propose = _search(contest, budget) if contest.network else _shrink(contest)
+        clock = _StructureClock(contest)
+        predictor = contest.table.predictor()
+        selection = select(propose, clock.time, predictor, allowance, measure.rounds)
+        write_json(path, selection)
+    return read_model(path, Selection)
+
+
+class _StructureClock:
+    """Times structures with random weights, in pairs with the full model; each only once a run."""
+
+    def __init__(self, contest: Contest) -> None:
+        self.contest = contest
+
+    @cached_property
+    def _full(self) -> Any:
+        return self._compile(Subnetwork.full(self.contest.inputs.shape))
+
+    def _compile(self, subnetwork: Subnetwork) -> Any:
+        from hwnas.anatomy.dense import new_dense
+        from hwnas.latency.measure import compile_model
+
+        inputs = self.contest.inputs
+        return compile_model(new_dense(inputs.config, subnetwork), inputs.target)
+
+    def time(self, subnetwork: Subnetwork) -> float:
+        """Measured ms: the ratio to the full model times the table's reference."""
+        from hwnas.latency.measure import time_pairs
+
+        def ratio() -> dict[str, float]:
+            pairs = self.contest.inputs.recipe.measure.pairs
+            paired = time_pairs(self._compile(subnetwork), self._full, pairs=pairs)
+            return {"ratio": paired.ratio}
+
+        measured = self.contest.inputs.directory.measured(f"structure {subnetwork}", ratio)
+        return float(measured["ratio"]) * self.contest.table.reference_ms
+
+
+def _search(contest: Contest, budget: str) -> Proposer:
+    """Proposals by search: seeds, then evolution, on divergence from the teacher."""
+    inputs, network = contest.inputs, contest.network
+    assert network is not None
+    lines = inputs.directory.lines("candidates.jsonl")
+    # an interrupted search is made again, with the divergences that it had found
+    known = {Subnetwork.of(line["genome"]): line["divergence"] for line in lines}
+    others = [line for line in lines if line["budget"] != budget]
+    inputs.directory.rewrite("candidates.jsonl", others)
+
+    def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
+        with bar(f"search {budget}, round {number}", inputs.plan.evaluations) as advance:
+
+            def evaluate(subnetwork: Subnetwork) -> float:
+                if subnetwork not in known:
+                    with network.as_subnetwork(subnetwork) as model:
+                        logits = predict(model, inputs.search_validation)
+                    known[subnetwork] = divergence(contest.teacher_logits, logits)
+                return known[subnetwork]
+
+            def record(candidate: Evaluated) -> None:
+                advance(1)
+                line = Candidate(
+                    budget=budget,
+                    round=number,
+                    kind=candidate.kind,
+                    genome=candidate.subnetwork.genome,
+                    divergence=candidate.divergence,
+                    predicted_ms=candidate.predicted_ms,
+                )
+                inputs.directory.append("candidates.jsonl", line.model_dump())
+
+            evaluated = evolve(
+                contest.space,
+                contest.loss,
+                predictor,
+                budget_ms,
+                evaluate,
+                evaluations=inputs.plan.evaluations,
+                seed=inputs.recipe.seed * 1000 + number,
+                on_candidate=record,
+            )
+        return finalists(evaluated, predictor, budget_ms)[: inputs.plan.entrants]
+
+    return propose
+
+
+def _shrink(contest: Contest) -> Proposer:
+    """Proposals of a rival that shrinks by one rule: all layers alike, or the first layers whole."""
+    kind = contest.inputs.recipe.strategy
+
+    def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
+        found = seeds(contest.space, contest.loss, predictor, budget_ms)
+        return [
+            Evaluated(kind, s.subnetwork, float("nan"), predictor.predict(s.subnetwork))
+            for s in found
+            if s.kind == kind
+        ][:1]
+
+    return propose
+
+
+def train_finalists(contest: Contest, budget: str, selection: Selection, steps: int) -> Winner:
+    """`finalists/<budget>/`: the structures trained on in successive halving; the best of them.
+
+    Args:
+        steps: training steps that the winner takes here.
+    """
+    inputs = contest.inputs
+    folder = inputs.path / "finalists" / Budget.parse(budget).folder
+    entrants = [_entrant(contest, s) for s in selection.structures]
+    supernet_steps = inputs.plan.supernet_steps if contest.network else 0
+    rungs = [Rung(steps, 1)]
+    if len(entrants) > 1:
+        first = inputs.plan.first_rung_steps
+        rungs = [Rung(first, 1), Rung(steps - first, 1)]
+    halving = halve(
+        entrants,
+        lambda entrant: _network(contest, entrant.start).extract(entrant.subnetwork),
+        inputs.tokenizer,
+        rows(contest.examples, supernet_steps * inputs.plan.batch, len(contest.examples)),
+        inputs.choice_validation,
+        inputs.task.metric,
+        rungs,
+        inputs.optimization(steps, inputs.recipe.training.finalist_rate, 10),
+        folder,
+    )
+    won = {(r.entrant, r.rung) for r in halving.results if r.rung > 0} | {
+        (halving.winner, r) for r in range(len(rungs))
+    }
+    standing = [
+        Finalist(
+            budget=budget,
+            round=selection.rounds,
+            kind=entrants[r.entrant].kind,
+            genome=entrants[r.entrant].subnetwork.genome,
+            start=entrants[r.entrant].start,
+            rung=r.rung,
+            steps=r.steps,
+            cross_entropy=r.cross_entropy,
+            metric=r.metric,
+            survived=(r.entrant, r.rung) in won,
+        )
+        for r in halving.results
+    ]
+    winner = entrants[halving.winner]
+    shared = supernet_steps if winner.start == "supernet" else 0
+    return Winner(
+        structure=selection.structures[halving.winner],
+        start=winner.start,
+        weights=halving.weights,
+        steps=steps + shared + read_history(inputs.path / "baseline").start_steps,
+        rounds=selection.rounds,
+        standing=standing,
+    )
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The trained winner of a budget's contest."""
+
+    structure: TimedStructure
+    start: str
+    weights: Path
+    steps: int  # that its weights have seen, all stages
+    rounds: int  # of search that the budget took
+    standing: list[Finalist]
+
+
+def _network(contest: Contest, start: str) -> SuperNetwork:
+    if start == "supernet":
+        assert contest.network is not None
+        return contest.network
+    return contest.start
+
+
+def _entrant(contest: Contest, structure: TimedStructure) -> Entrant:
+    """Start from whichever weights serve the structure better.
+
+    A structure with fewer blocks starts from the teacher's: the super-network's were the worse
+    start for it (METHODS). Widths start from the weights that diverge less from the teacher.
+    """
+    subnetwork = structure.subnetwork
+    start = "teacher"
+    if contest.network is not None and subnetwork.depth == len(subnetwork.blocks):
+        validation = contest.inputs.search_validation
+        apart = {}
+        for name in ("supernet", "teacher"):
+            with _network(contest, name).as_subnetwork(subnetwork) as model:
+                apart[name] = divergence(contest.teacher_logits, predict(model, validation))
+        start = min(apart, key=lambda name: apart[name])
+    return Entrant(structure.kind, subnetwork, start)
+
+
+def rival_steps(contest: Contest, selection: Selection, compute: float) -> int:
+    """Steps that `compute` full-model steps allow the one structure of a rival."""
+    structure = selection.structures[0].subnetwork
+    cost = step_cost(structure, contest.inputs.shape, contest.inputs.mean_length)
+    return max(1, round(compute / cost))

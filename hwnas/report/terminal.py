@@ -1,0 +1,70 @@
+"""The end of a run in the terminal: one table and the finding.
+
+Plain ASCII of our own, so that consoles without UTF-8 show it; rich exchanges the lines of the
+table itself there. Names come from the user, so none is read as rich markup.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hwnas.report import text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from hwnas.summary import Chosen, Summary
+
+
+def render(summary: Summary) -> RenderableType:
+    """The summary for a console of about 100 columns; narrower ones fold the cells."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{summary.model} on {summary.task}, {summary.target}"))
+    table.add_column("", overflow="fold")
+    for title in (text.metric_name(summary.metric), "kept", "budget", "measured", "ratio"):
+        table.add_column(Text(title), justify="right", overflow="fold")
+    for title in ("size", "params"):
+        table.add_column(title, justify="right", overflow="fold")
+    table.add_column("met", overflow="fold")
+
+    baseline = summary.baseline
+    table.add_row(
+        "baseline",
+        text.metric_value(summary.metric, baseline.metric),
+        "",
+        "",
+        text.milliseconds(baseline.latency_ms),
+        "1.00",
+        f"{baseline.size_mb:.1f} MB",
+        text.count(baseline.params),
+        "",
+    )
+    for c in summary.chosen:
+        table.add_row(
+            Text(c.budget),
+            text.metric_value(summary.metric, c.metric),
+            text.percent(c.kept),
+            text.milliseconds(c.budget_ms),
+            text.milliseconds(c.measured_ms),
+            f"{c.ratio:.2f}",
+            f"{c.size_mb:.1f} MB",
+            text.count(c.params),
+            _verdict(c),
+        )
+    details = [
+        Text(f"{c.budget}: {text.structure(c.genome)} ({c.kind}), {c.runtime} {c.precision}, {c.path}")
+        for c in summary.chosen
+    ]
+    return Group(table, *details, Text(text.headline(summary), style="bold"))
+
+
+def _verdict(chosen: Chosen) -> Text:
+    from rich.text import Text
+
+    if not chosen.met:
+        return Text("NO", style="bold red")
+    return Text("yes" if chosen.measured_ms <= chosen.budget_ms else "within noise", style="green")

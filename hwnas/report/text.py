@@ -1,0 +1,112 @@
+"""Figures and findings in words, the same in the terminal, in the HTML report and on model cards."""
+
+from __future__ import annotations
+
+import math
+
+from hwnas.summary import Chosen, Compute, Summary
+
+NO_CHOICE = "No smaller model was chosen: no budget was met."
+
+# of the task's metric, as the recipe names it; all are scored times 100
+_METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "f1_macro": "macro F1",
+    "matthews": "Matthews correlation (x 100)",
+}
+_SHARES = ("accuracy", "f1", "f1_macro")
+
+
+def metric_name(metric: str) -> str:
+    """The metric's name for people."""
+    return _METRIC_NAMES.get(metric, metric)
+
+
+def metric_value(metric: str, value: float) -> str:
+    """`73.4 %`, or without the sign where the metric is no share."""
+    return f"{value:.1f} %" if metric in _SHARES else f"{value:.1f}"
+
+
+def percent(share: float) -> str:
+    """A share as `99.1 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits and the unit: `8.14 ms`, `0.0512 ms`, `121 ms`."""
+    if value <= 0 or not math.isfinite(value):
+        return f"{value:g} ms"
+    decimals = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:.{decimals}f} ms"
+
+
+def count(value: float) -> str:
+    """Three significant digits with a unit prefix: `22.7 M`, `1.36 G`, `950`."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            scaled = value / limit
+            return f"{scaled:.{max(0, 2 - int(math.log10(scaled)))}f} {letter}"
+    return f"{value:g}"
+
+
+def duration(seconds: float) -> str:
+    """`7 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def structure(genome: list[list[int]]) -> str:
+    """`5 of 6 blocks, 4-9 heads, FFN 480-864`."""
+    kept = [(heads, ffn) for heads, ffn in genome if heads > 0]
+    if not kept:
+        return f"0 of {len(genome)} blocks"
+    heads, ffn = zip(*kept, strict=True)
+    return f"{len(kept)} of {len(genome)} blocks, {_span(heads)} heads, FFN {_span(ffn)}"
+
+
+def _span(values: tuple[int, ...]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def largest_parity(chosen: Chosen) -> tuple[str, float] | None:
+    """The exported format whose logits differ most from torch's, and by how much."""
+    return max(chosen.parity.items(), key=lambda item: item[1]) if chosen.parity else None
+
+
+def headline(summary: Summary) -> str:
+    """The result in one or two sentences, misses included."""
+    name = metric_name(summary.metric)
+    met = [c for c in summary.chosen if c.met]
+    missed = [c for c in summary.chosen if not c.met]
+    sentences = []
+    if met:
+        parts = [f"at {c.ratio:.2f} of the baseline's latency, {percent(c.kept)}" for c in met]
+        parts[0] = f"{parts[0]} of its {name}"
+        sentence = "; ".join(parts) + "."
+        sentences.append(sentence[0].upper() + sentence[1:])
+    for c in missed:
+        sentences.append(
+            f"Budget {c.budget} was NOT met: {milliseconds(c.measured_ms)} measured, "
+            f"{milliseconds(c.budget_ms)} allowed."
+        )
+    return " ".join(sentences) or NO_CHOICE
+
+
+def compute_total(compute: Compute) -> float:
+    """Full-model steps of the smaller models: super-network, search and finalists."""
+    return compute.supernet + compute.search + compute.finalists
+
+
+def standard_error(summary: Summary) -> float | None:
+    """Of the baseline's accuracy in points, from the number of test examples; None for other metrics."""
+    examples = summary.splits.get("test", 0)
+    share = summary.baseline.metric / 100
+    if summary.metric != "accuracy" or examples <= 0 or not 0 <= share <= 1:
+        return None
+    return 100 * math.sqrt(share * (1 - share) / examples)

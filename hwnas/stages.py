@@ -1,0 +1,278 @@
+"""The stages of a run, one function each: read what earlier stages left, write one result, whole.
+
+A stage whose result exists returns it; so a stage can be resumed, inspected and replaced by hand.
+The order, and what a stop does to it, are `pipeline`'s; here is what each stage computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hwnas.anatomy import Shape, find_shape
+from hwnas.elastic.supernet import SuperNetwork
+from hwnas.files import read_model, replacing, write_json
+from hwnas.importance import Importance, first_order, reorder
+from hwnas.latency.table import LatencyTable
+from hwnas.latency.target import Budget, Target
+from hwnas.models import load, load_model
+from hwnas.recipe import Recipe
+from hwnas.rundir import RunDirectory
+from hwnas.space import SearchSpace
+from hwnas.training.baseline import BaselineHistory, Patience, read_history, train_baseline
+from hwnas.training.compute import ComputePlan
+from hwnas.training.data import Task, encode
+from hwnas.training.distillation import load_logits, save_logits, with_teacher
+from hwnas.training.evaluate import predict
+from hwnas.training.halving import rows
+from hwnas.training.sampling import Sandwich
+from hwnas.training.trainer import Optimization, train
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+_IMPORTANCE_ROWS = 512
+_IMPORTANCE_BATCH = 8
+_SPEED_STEPS = 6
+
+
+@dataclass
+class Inputs:
+    """What every stage reads: the recipe, its data in tokens, and the plan of compute."""
+
+    recipe: Recipe
+    directory: RunDirectory
+    plan: ComputePlan
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
+
+    @property
+    def target(self) -> Target:
+        return Target.parse(self.recipe.target)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        from transformers import AutoConfig
+
+        config: PretrainedConfig = AutoConfig.from_pretrained(self.path / "baseline" / "start")
+        return config
+
+    @cached_property
+    def shape(self) -> Shape:
+        return find_shape(self.config)
+
+    @cached_property
+    def train(self) -> Dataset:
+        return self._encode(self.task.train)
+
+    @cached_property
+    def search_validation(self) -> Dataset:
+        half = self.task.search_validation
+        return self._encode(half.select(range(min(len(half), self.plan.evaluation_rows))))
+
+    @cached_property
+    def choice_validation(self) -> Dataset:
+        return self._encode(self.task.choice_validation)
+
+    @cached_property
+    def test(self) -> Dataset:
+        return self._encode(self.task.test)
+
+    def optimization(self, steps: int, learning_rate: float, seed: int) -> Optimization:
+        """The recipe's way of training, for one stage."""
+        training = self.recipe.training
+        return Optimization(
+            steps=steps,
+            learning_rate=learning_rate,
+            batch=self.plan.batch,
+            distill_weight=training.distill_weight,
+            temperature=training.temperature,
+            seed=self.recipe.seed * 1000 + seed,
+        )
+
+    @property
+    def mean_length(self) -> int:
+        """Tokens of an average training row."""
+        lengths = self.train["length"]
+        return max(1, round(sum(lengths) / len(lengths)))
+
+    def _encode(self, split: Dataset) -> Dataset:
+        return encode(split, self.tokenizer, self.task.max_length)
+
+
+def baseline(inputs: Inputs) -> BaselineHistory:
+    """`baseline/`: the original model trained on the task, and where the students start."""
+    out = inputs.path / "baseline"
+    if not (out / "history.json").exists():
+        plan = inputs.plan
+        model, _ = load_model(
+            inputs.recipe.model, labels=inputs.task.labels, seed=inputs.recipe.seed
+        )
+        train_baseline(
+            model,
+            inputs.tokenizer,
+            inputs.train,
+            inputs.search_validation,
+            inputs.optimization(plan.baseline_steps, inputs.recipe.training.baseline_rate, 1),
+            start_step=plan.start_steps,
+            patience=Patience(every=max(1, plan.baseline_steps // 6)),
+            out=out,
+        )
+    return read_history(out)
+
+
+def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
+    """`table.json`: operator costs of the target, measured now or given by the user.
+
+    Raises:
+        UserError: the given table is of another model or target.
+    """
+    path = inputs.path / "table.json"
+    if not path.exists():
+        if given is not None:
+            table = LatencyTable.load(given)
+            table.check_model(inputs.shape)
+            table.check_target(inputs.target)
+        else:
+            from hwnas.latency.profile import profile
+
+            table = profile(
+                inputs.config,
+                inputs.target,
+                validate=inputs.recipe.measure.validate_table,
+                seed=inputs.recipe.seed,
+            )
+        table.save(path)
+    return LatencyTable.load(path)
+
+
+def importance(inputs: Inputs) -> Importance:
+    """`importance.safetensors`: first-order scores of the students' starting weights."""
+    path = inputs.path / "importance.safetensors"
+    if not path.exists():
+        from transformers import DataCollatorWithPadding
+
+        columns = [c for c in inputs.train.column_names if c != "length"]
+        part = inputs.train.select_columns(columns)
+        part = part.select(range(min(len(part), _IMPORTANCE_ROWS)))
+        collate = DataCollatorWithPadding(inputs.tokenizer)
+        batches = [
+            dict(collate([part[i] for i in range(at, min(at + _IMPORTANCE_BATCH, len(part)))]))
+            for at in range(0, len(part), _IMPORTANCE_BATCH)
+        ]
+        first_order(load(inputs.path / "baseline" / "start"), batches).save(path)
+    return Importance.load(path)
+
+
+def search_space(inputs: Inputs) -> SearchSpace:
+    """`space.json`: which widths each block may have."""
+    path = inputs.path / "space.json"
+    if not path.exists():
+        write_json(path, SearchSpace.whole(inputs.shape))
+    space = read_model(path, SearchSpace)
+    space.check(inputs.shape, where=str(path))
+    return space
+
+
+def teacher(inputs: Inputs, steps: int) -> dict[str, np.ndarray]:
+    """`teacher.safetensors`: the finished baseline's logits where students will be taught and judged.
+
+    Args:
+        steps: training steps of the longest-taught student.
+    """
+    path = inputs.path / "teacher.safetensors"
+    if not path.exists():
+        model = load(inputs.path / "baseline" / "model")
+        count = min(len(inputs.train), steps * inputs.plan.batch)
+        save_logits(
+            path,
+            train=predict(model, rows(inputs.train, 0, count), progress="teacher's answers"),
+            search=predict(model, inputs.search_validation),
+        )
+    return load_logits(path)
+
+
+def taught(inputs: Inputs, answers: dict[str, np.ndarray]) -> Dataset:
+    """The training rows that the teacher answered, with its logits."""
+    logits = answers["train"]
+    return with_teacher(rows(inputs.train, 0, len(logits)), logits)
+
+
+def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
+    """The students' starting weights, reordered, elastic."""
+    model = load(inputs.path / "baseline" / "start")
+    reorder(model, scores)
+    return SuperNetwork(model)
+
+
+def sandwich(inputs: Inputs, space: SearchSpace) -> Sandwich:
+    """How the super-network's subnetworks are sampled: down to somewhat below the least budget."""
+    shares = [budget_share(inputs, b) for b in inputs.recipe.budgets]
+    return Sandwich(space, seed=inputs.recipe.seed, smallest=max(0.05, 0.8 * min(shares)))
+
+
+def budget_share(inputs: Inputs, text: str) -> float:
+    """A budget as a share of the full model's latency, by the table."""
+    table = LatencyTable.load(inputs.path / "table.json")
+    return Budget.parse(text).in_ms(table.reference_ms) / table.reference_ms
+
+
+def supernet(
+    inputs: Inputs, space: SearchSpace, scores: Importance, examples: Dataset
+) -> SuperNetwork:
+    """`supernet/`: the weight-sharing network, trained by the sandwich rule with distillation."""
+    out = inputs.path / "supernet"
+    if not out.exists():
+        network = starting_network(inputs, scores)
+        steps = inputs.plan.supernet_steps
+        train(
+            network,
+            inputs.tokenizer,
+            rows(examples, 0, steps * inputs.plan.batch),
+            inputs.optimization(steps, inputs.recipe.training.supernet_rate, 2),
+            out.with_name("supernet-training"),
+            sandwich=sandwich(inputs, space),
+            title="super-network",
+        )
+        with replacing(out) as partial:
+            network.model.save_pretrained(partial)
+    return SuperNetwork(load(out))
+
+
+def rough_share(budget: str) -> float:
+    """A budget as a share of the full model before anything is measured: half, if in milliseconds."""
+    return Budget.parse(budget).fraction or 0.5
+
+
+def seconds_per_step(inputs: Inputs) -> float:
+    """How long one training step of the full model takes on this machine, median of a few."""
+    import statistics
+    import time
+
+    from transformers import DataCollatorWithPadding
+
+    model, _ = load_model(inputs.recipe.model, labels=inputs.task.labels, seed=inputs.recipe.seed)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    collate = DataCollatorWithPadding(inputs.tokenizer)
+    columns = [c for c in inputs.train.column_names if c != "length"]
+    part = inputs.train.select_columns(columns)
+    seconds = []
+    for step in range(_SPEED_STEPS):
+        begin = time.perf_counter()
+        batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])

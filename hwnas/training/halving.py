@@ -1,0 +1,136 @@
+"""Training the finalists on, in successive halving (Jamieson & Talwalkar 2016).
+
+Inherited weights rank candidates within a kind of structure, not across kinds. So the best of each
+kind are trained a little, the worse ones are dropped on validation data that the search did not
+look at, and the rest goes on. The last rung takes most of the steps, and only there does the
+learning rate fall to zero. Judged by cross-entropy, which is smoother than accuracy.
+
+Every rung of every finalist is a folder, so an interrupted halving goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from hwnas.files import read_model, replacing, write_json
+from hwnas.models import load
+from hwnas.space import Subnetwork
+from hwnas.training.evaluate import cross_entropy, predict, score
+from hwnas.training.trainer import Optimization, train
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A finalist before its training; `start` names the weights that `build` cuts it from."""
+
+    kind: str
+    subnetwork: Subnetwork
+    start: str
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One stage of the halving: so many more steps for each, so many left afterwards."""
+
+    steps: int
+    survivors: int
+
+
+class RungResult(BaseModel):
+    """How a finalist stood after a rung; kept beside its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entrant: int
+    rung: int
+    steps: int  # so far
+    cross_entropy: float
+    metric: float
+
+
+@dataclass(frozen=True)
+class Halving:
+    """The result: every rung's standing, and the winner's weights on disk."""
+
+    results: tuple[RungResult, ...]
+    winner: int
+    weights: Path
+
+
+def rows(examples: Dataset, start: int, count: int) -> Dataset:
+    """`count` rows of `examples` from `start` on, going round at the end."""
+    return examples.select([(start + i) % len(examples) for i in range(count)])
+
+
+def halve(
+    entrants: Sequence[Entrant],
+    build: Callable[[Entrant], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset,
+    validation: Dataset,
+    metric: str,
+    rungs: Sequence[Rung],
+    optimization: Optimization,
+    folder: Path,
+) -> Halving:
+    """Train `entrants` rung by rung and return the standing and the winner.
+
+    Args:
+        build: cuts a dense model for an entrant from its starting weights.
+        examples: encoded training rows with the teacher's logits, taken in order, rung by rung.
+        validation: encoded rows that the search did not look at; `metric` is the task's.
+        optimization: its `steps` are replaced by each rung's.
+        folder: where the weights of each rung go.
+    """
+    alive = list(range(len(entrants)))
+    results: list[RungResult] = []
+    taken = 0
+    for number, rung in enumerate(rungs):
+        last = number == len(rungs) - 1
+        rung_optimization = replace(
+            optimization,
+            steps=rung.steps,
+            seed=optimization.seed + number,
+            schedule="linear" if last else "constant_with_warmup",
+        )
+        part = rows(examples, taken * optimization.batch, rung.steps * optimization.batch)
+        taken += rung.steps
+        standing: list[RungResult] = []
+        for i in alive:
+            out = folder / str(i) / f"rung-{number}"
+            if not out.exists():
+                model = build(entrants[i]) if number == 0 else load(_weights(folder, i, number - 1))
+                title = f"{folder.name} {entrants[i].kind}, rung {number + 1}"
+                work = folder / str(i) / f"rung-{number}-training"
+                train(model, tokenizer, part, rung_optimization, work, title=title)
+                logits = predict(model, validation)
+                labels = validation["labels"]
+                result = RungResult(
+                    entrant=i,
+                    rung=number,
+                    steps=taken,
+                    cross_entropy=cross_entropy(logits, labels),
+                    metric=score(metric, logits, labels),
+                )
+                with replacing(out) as partial:
+                    model.save_pretrained(partial)
+                    write_json(partial / "result.json", result)
+            standing.append(read_model(out / "result.json", RungResult))
+        results += standing
+        standing.sort(key=lambda r: (r.cross_entropy, r.entrant))
+        alive = [r.entrant for r in standing[: rung.survivors]]
+    winner = alive[0]
+    return Halving(tuple(results), winner, _weights(folder, winner, len(rungs) - 1))
+
+
+def _weights(folder: Path, entrant: int, rung: int) -> Path:
+    return folder / str(entrant) / f"rung-{rung}"

@@ -1,0 +1,195 @@
+"""Training on the Hugging Face `Trainer`: a dense student, or the super-network's sandwich.
+
+The Trainer keeps the loop, the optimizer, the checkpoints and `torchrun`; what is ours is the
+fixed order of the examples (`order.py`), the distillation loss and, for the super-network, several
+subnetworks a step. Every run is so many steps, no epochs, and resumes to the same weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import (
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from hwnas.elastic.supernet import SuperNetwork
+from hwnas.progress import bar
+from hwnas.training.distillation import TEACHER_LOGITS, distillation_loss
+from hwnas.training.order import training_order
+from hwnas.training.sampling import Sandwich
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels", TEACHER_LOGITS)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How weights are trained. Distillation applies where the examples carry the teacher's logits."""
+
+    steps: int
+    learning_rate: float
+    batch: int = 32
+    warmup: float = 0.06  # share of the steps
+    schedule: str = "linear"  # a scheduler's name in transformers
+    weight_decay: float = 0.01
+    distill_weight: float = 0.7
+    temperature: float = 2.0
+    seed: int = 0
+    checkpoint_every: int = 250  # steps between resumable checkpoints
+
+
+class PlannedTrainer(Trainer):  # type: ignore[misc]
+    """A `Trainer` that goes through its training set once, in the order given."""
+
+    def __init__(self, *, optimization: Optimization, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.optimization = optimization
+        self.model_accepts_loss_kwargs = False  # our loss is a mean over the batch
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        inputs = dict(inputs)
+        teacher_logits = inputs.pop(TEACHER_LOGITS, None)
+        outputs = model(**inputs)
+        loss = outputs.loss
+        if teacher_logits is not None:
+            loss = distillation_loss(
+                outputs.logits,
+                inputs["labels"],
+                teacher_logits,
+                self.optimization.distill_weight,
+                self.optimization.temperature,
+            )
+        return (loss, outputs) if return_outputs else loss
+
+
+class SandwichTrainer(PlannedTrainer):
+    """Trains several subnetworks a step, their gradients averaged, one optimizer step for all."""
+
+    def __init__(self, *, supernet: SuperNetwork, sandwich: Sandwich, **kwargs: Any) -> None:
+        super().__init__(model=supernet.model, **kwargs)
+        self.supernet = supernet
+        self.sandwich = sandwich
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        model.train()
+        subnetworks = self.sandwich.at(self.state.global_step)
+        total = torch.zeros((), device=self.args.device)
+        for subnetwork in subnetworks:
+            self.supernet.set_subnetwork(subnetwork)
+            loss = self.compute_loss(model, inputs) / len(subnetworks)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        # checkpoints and the optimizer see the whole model
+        self.supernet.set_subnetwork(self.supernet.full)
+        return total
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, advance: Callable[[float], None]) -> None:
+        self.advance = advance
+        self.seen = 0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.advance(state.global_step - self.seen)
+        self.seen = state.global_step
+
+
+def train(
+    model: PreTrainedModel | SuperNetwork,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset,
+    optimization: Optimization,
+    work: Path,
+    *,
+    sandwich: Sandwich | None = None,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    title: str = "training",
+) -> int:
+    """Train in place for `optimization.steps` steps; returns how many were taken.
+
+    Args:
+        model: a dense model, or a super-network together with its `sandwich`.
+        examples: encoded rows with `labels` and `length`; `teacher_logits` turn distillation on.
+        work: folder for the checkpoints of an interrupted training; a training that finds one
+            there goes on from it. Removed at the end.
+    """
+    order = training_order(
+        examples["length"], optimization.batch, optimization.steps, optimization.seed
+    )
+    columns = [c for c in _MODEL_INPUTS if c in examples.column_names]
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=optimization.steps,
+        per_device_train_batch_size=optimization.batch,
+        learning_rate=optimization.learning_rate,
+        lr_scheduler_type=optimization.schedule,
+        warmup_steps=round(optimization.warmup * optimization.steps),
+        weight_decay=optimization.weight_decay,
+        seed=optimization.seed,
+        save_strategy="steps",
+        save_steps=optimization.checkpoint_every,
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    common: dict[str, Any] = {
+        "args": arguments,
+        "optimization": optimization,
+        "train_dataset": examples.select_columns(columns).select(order),
+        "data_collator": DataCollatorWithPadding(tokenizer),
+    }
+    if isinstance(model, SuperNetwork):
+        if sandwich is None:
+            raise TypeError("a super-network needs a sandwich to sample its subnetworks from")
+        trainer: PlannedTrainer = SandwichTrainer(supernet=model, sandwich=sandwich, **common)
+    else:
+        trainer = PlannedTrainer(model=model, **common)
+    with bar(title, optimization.steps) as advance:
+        for callback in (_Progress(advance), *callbacks):
+            trainer.add_callback(callback)
+        checkpoint = get_last_checkpoint(str(work)) if work.exists() else None
+        trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.model.eval()
+    shutil.rmtree(work, ignore_errors=True)
+    return int(trainer.state.global_step)

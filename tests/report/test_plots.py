@@ -1,0 +1,76 @@
+"""The pictures: well-formed SVG with what they are to show, and matplotlib's settings left alone."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import matplotlib
+from conftest import BASELINE_MS, HALF, SPACE, THIRD, chosen, make_candidates, make_finalists
+
+from hwnas.report import plots
+
+FULL = [(b.heads, b.ffn) for b in SPACE.largest.blocks]
+
+
+def words(svg: str) -> list[str]:
+    root = ET.fromstring(svg)
+    assert root.tag.endswith("svg")
+    assert "viewBox" in root.attrib
+    assert "width" not in root.attrib  # as wide as the page
+    return [(element.text or "").strip() for element in root.iter() if element.text]
+
+
+def test_pareto_names_kinds_budgets_and_axes() -> None:
+    text = words(plots.pareto(make_candidates(), [chosen("50%", HALF), chosen("33%", THIRD)], BASELINE_MS))
+    for needed in (
+        "budget 50%", "budget 33%", "chosen", "uniform (1)", "baseline (divergence 0)",
+        "predicted latency (ms)", "divergence from the teacher (nats)",
+    ):  # fmt: skip
+        assert needed in text, needed
+
+
+def test_pareto_marks_only_what_the_search_looked_at() -> None:
+    other = chosen("50%", [[1, 32]] * 6)
+    assert "chosen" not in words(plots.pareto(make_candidates(), [other], BASELINE_MS))
+
+
+def test_pareto_of_a_wide_range_is_logarithmic_with_plain_numbers() -> None:
+    candidates = [
+        c.model_copy(update={"divergence": d})
+        for c, d in zip(make_candidates(3), (0.01, 0.1, 1.0, 0.5, 0.2), strict=True)
+    ]
+    text = words(plots.pareto(candidates, [], BASELINE_MS))
+    assert {"0.01", "0.1", "1"} <= set(text)
+
+
+def test_pareto_of_thousands_stays_small() -> None:
+    many = make_candidates(100) * 60
+    svg = plots.pareto(many, [], BASELINE_MS)
+    assert "data:image/png" in svg
+    assert len(svg) < 1_000_000
+
+
+def test_layers_show_every_width_and_blocks_left_out() -> None:
+    text = words(plots.layers([chosen("33%", THIRD)], FULL))
+    for needed in ("416", "640", "33%: attention heads", "33%: FFN neurons"):
+        assert needed in text, needed
+    assert text.count("left out") == 2
+
+
+def test_finalists_tell_starts_apart_and_who_was_out() -> None:
+    text = words(plots.finalists(make_finalists()))
+    assert "layers, from the teacher" in text
+    assert text.count("out") == 4  # two of three, for two budgets
+    again = [f.model_copy(update={"round": 2}) for f in make_finalists()]
+    assert "50%: finalists, the lower the better (round 2)" in words(plots.finalists(again))
+
+
+def test_validation_shows_its_note() -> None:
+    text = words(plots.validation([1.0, 2.0], [1.1, 1.9], "MAPE 7 %"))
+    assert {"MAPE 7 %", "measured latency (ms)", "predicted latency (ms)", "equal"} <= set(text)
+
+
+def test_global_settings_are_left_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    plots.layers([chosen("50%", HALF)], FULL)
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,74 @@
+"""Choosing structures: what was measured decides, misses correct the predictor, failure is said."""
+
+import json
+import math
+
+import pytest
+
+from hwnas.errors import BudgetError
+from hwnas.search.evolution import Evaluated
+from hwnas.selection import Allowance, select
+from hwnas.space import Subnetwork
+
+ALLOWANCE = Allowance("50%", ms=10.0, margin=0.01, tolerance=0.02)
+
+
+class Line:
+    """A predictor that is one number times the width, and can be scaled."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def scaled(self, factor: float) -> "Line":
+        return Line(self.factor * factor)
+
+    def predict(self, subnetwork: Subnetwork) -> float:
+        return self.factor * sum(b.ffn for b in subnetwork.blocks)
+
+
+def _widest(predictor: Line, budget_ms: float, number: int) -> list[Evaluated]:
+    width = math.floor(budget_ms / predictor.factor)
+    if width < 1:
+        raise BudgetError("nothing predicted to fit")
+    subnetwork = Subnetwork.of([[1, width]])
+    return [Evaluated("uniform", subnetwork, 0.1, predictor.predict(subnetwork))]
+
+
+def test_a_right_prediction_takes_one_round():
+    selection = select(_widest, Line().predict, Line(), ALLOWANCE, rounds=3)
+    assert selection.rounds == 1
+    assert selection.structures[0].measured_ms == 9
+
+
+def test_a_miss_corrects_the_scale_and_searches_again():
+    selection = select(_widest, Line(1.5).predict, Line(), ALLOWANCE, rounds=3)
+    assert selection.rounds == 2
+    assert selection.scale == pytest.approx(1.5)
+    assert [s.measured_ms <= 10 for s in selection.structures] == [True]
+    assert len(selection.timed) == 2
+
+
+def test_nothing_fits_names_the_fastest():
+    with pytest.raises(BudgetError, match=r"the fastest was 40.00 ms"):
+        select(_widest, lambda s: 40.0, Line(), ALLOWANCE, rounds=3)
+
+
+def test_structures_that_missed_do_not_go_on():
+    def two(predictor, budget_ms, number):
+        return [
+            Evaluated("uniform", Subnetwork.of([[1, 8]]), 0.2, 8.0),
+            Evaluated("evolved", Subnetwork.of([[1, 9]]), 0.1, 9.0),
+        ]
+
+    measured = {8: 9.5, 9: 11.0}
+    selection = select(two, lambda s: measured[s.blocks[0].ffn], Line(), ALLOWANCE, rounds=2)
+    assert [s.kind for s in selection.structures] == ["uniform"]
+    assert {t.kind for t in selection.timed} == {"uniform", "evolved"}
+
+
+def test_divergence_that_was_not_looked_at_is_null_in_json():
+    def rule(predictor, budget_ms, number):
+        return [Evaluated("layers", Subnetwork.of([[1, 8]]), math.nan, 8.0)]
+
+    selection = select(rule, lambda s: 8.0, Line(), ALLOWANCE, rounds=1)
+    assert json.loads(selection.model_dump_json())["structures"][0]["divergence"] is None

@@ -1,0 +1,200 @@
+"""Training: its order, its sandwich, and that a killed training reaches the same weights."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
+
+from hwnas.anatomy import find_shape
+from hwnas.elastic.supernet import SuperNetwork
+from hwnas.space import SearchSpace
+from hwnas.training.distillation import distillation_loss, with_teacher
+from hwnas.training.order import training_order
+from hwnas.training.sampling import Sandwich
+from hwnas.training.trainer import Optimization, train
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from tokenizers import Tokenizer, models
+
+    vocab = {f"t{i}": i for i in range(64)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="t1")), pad_token="t0"
+    )
+
+
+@pytest.fixture
+def model(tiny_config):
+    torch.manual_seed(0)
+    return BertForSequenceClassification(tiny_config)
+
+
+@pytest.fixture
+def examples(tiny_config):
+    rng = random.Random(0)
+    vocab = min(64, tiny_config.vocab_size)
+    ids = [[rng.randrange(2, vocab) for _ in range(rng.randint(3, 12))] for _ in range(96)]
+    labels = [row[0] % tiny_config.num_labels for row in ids]  # learnable
+    data = Dataset.from_dict(
+        {
+            "input_ids": ids,
+            "attention_mask": [[1] * len(row) for row in ids],
+            "labels": labels,
+            "length": [len(row) for row in ids],
+        }
+    )
+    teacher = 4 * np.eye(tiny_config.num_labels, dtype=np.float32)[labels]
+    return with_teacher(data, teacher)
+
+
+def _weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+class _Kill(TrainerCallback):
+    """Ends the training as a kill would: by an exception out of the loop."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.at:
+            raise KeyboardInterrupt
+
+
+SETTINGS = Optimization(steps=12, learning_rate=1e-3, batch=8, checkpoint_every=4, seed=3)
+
+
+def _train_dense(model, tokenizer, examples, work, callbacks=()):
+    return train(model, tokenizer, examples, SETTINGS, work, callbacks=callbacks)
+
+
+def test_training_lowers_the_loss_and_leaves_no_checkpoints(model, tokenizer, examples, tmp_path):
+    def loss() -> float:
+        model.eval()
+        rows = [examples[i] for i in range(32)]
+        total = 0.0
+        for row in rows:
+            with torch.inference_mode():
+                ids = torch.tensor([row["input_ids"]])
+                total += model(input_ids=ids, labels=torch.tensor([row["labels"]])).loss.item()
+        return total
+
+    before = loss()
+    steps = train(
+        model,
+        tokenizer,
+        examples,
+        Optimization(steps=40, learning_rate=3e-3, batch=16),
+        tmp_path / "work",
+    )
+    assert steps == 40
+    assert loss() < before
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("at", [2, 4, 7, 11])
+def test_a_killed_training_resumes_to_the_same_weights(
+    model, tiny_config, tokenizer, examples, tmp_path, at
+):
+    start = _weights(model)
+    _train_dense(model, tokenizer, examples, tmp_path / "whole")
+    whole = _weights(model)
+    again = BertForSequenceClassification(tiny_config)
+    again.load_state_dict(start)
+    with pytest.raises(KeyboardInterrupt):
+        _train_dense(again, tokenizer, examples, tmp_path / "killed", (_Kill(at),))
+    fresh = BertForSequenceClassification(tiny_config)
+    fresh.load_state_dict(start)
+    _train_dense(fresh, tokenizer, examples, tmp_path / "killed")
+    for name, tensor in _weights(fresh).items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_a_killed_supernet_training_resumes_to_the_same_weights(
+    model, tiny_config, tokenizer, examples, tmp_path
+):
+    space = SearchSpace.whole(find_shape(tiny_config))
+    sandwich = Sandwich(space, seed=1)
+    start = _weights(model)
+
+    def run(work, callbacks=()):
+        fresh = BertForSequenceClassification(tiny_config)
+        fresh.load_state_dict(start)
+        network = SuperNetwork(fresh)
+        train(
+            network,
+            tokenizer,
+            examples,
+            SETTINGS,
+            work,
+            sandwich=sandwich,
+            callbacks=callbacks,
+        )
+        return _weights(fresh)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", (_Kill(6),))
+    resumed = run(tmp_path / "killed")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in resumed.items())
+
+
+def test_order_is_fixed_complete_and_of_like_length():
+    lengths = [random.Random(i).randint(3, 60) for i in range(1000)]
+    order = training_order(lengths, batch=10, steps=100, seed=1)
+    assert order == training_order(lengths, batch=10, steps=100, seed=1)
+    assert order != training_order(lengths, batch=10, steps=100, seed=2)
+    assert sorted(order) == list(range(1000))
+    spread = [
+        max(lengths[r] for r in batch) - min(lengths[r] for r in batch)
+        for batch in itertools.batched(order, 10)
+    ] if hasattr(itertools, "batched") else [
+        max(lengths[r] for r in order[i : i + 10]) - min(lengths[r] for r in order[i : i + 10])
+        for i in range(0, 1000, 10)
+    ]
+    assert sum(spread) / len(spread) < 10
+
+
+def test_order_goes_round_when_the_data_is_small():
+    order = training_order([5] * 7, batch=4, steps=9, seed=0)
+    assert len(order) == 36
+    assert max(order.count(row) for row in range(7)) - min(order.count(row) for row in range(7)) <= 1
+
+
+def test_sandwich_depends_on_seed_and_step_only(tiny_config):
+    space = SearchSpace.whole(find_shape(tiny_config))
+    one, two = Sandwich(space, seed=1, samples=3), Sandwich(space, seed=1, samples=3)
+    assert [one.at(s) for s in range(20)] == [two.at(s) for s in range(20)]
+    assert one.at(5) != Sandwich(space, seed=2, samples=3).at(5)
+    for subnetworks in (one.at(s) for s in range(50)):
+        assert subnetworks[0] == space.largest
+        assert all(s in space for s in subnetworks)
+
+
+def test_sandwich_depth_share(tiny_config):
+    space = SearchSpace.whole(find_shape(tiny_config))
+    depth = len(space.blocks)
+
+    def shallow(share: float) -> int:
+        sandwich = Sandwich(space, seed=0, samples=1, depth_share=share, smallest=0.1)
+        return sum(sandwich.at(s)[2].depth < depth for s in range(200))
+
+    assert shallow(0.0) == 0
+    assert shallow(0.9) > shallow(0.3) > 0
+
+
+def test_distillation_loss_is_least_at_the_teacher():
+    teacher = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
+    labels = torch.tensor([0, 1])
+    at_teacher = distillation_loss(teacher, labels, teacher, weight=1.0, temperature=2.0)
+    off = distillation_loss(teacher + torch.randn(2, 3), labels, teacher, 1.0, 2.0)
+    assert at_teacher.abs() < 1e-6 < off
+    hard_only = distillation_loss(teacher, labels, teacher, weight=0.0, temperature=2.0)
+    assert torch.isclose(hard_only, torch.nn.functional.cross_entropy(teacher, labels))
