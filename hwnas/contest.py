@@ -153,7 +153,7 @@ def _search(contest: Contest, budget: str) -> Proposer:
                 seed=inputs.recipe.seed * 1000 + number,
                 on_candidate=record,
             )
-        return finalists(evaluated, predictor, budget_ms)[: inputs.plan.entrants]
+        return finalists(evaluated, budget_ms)[: inputs.plan.entrants]
 
     return propose
 
