@@ -6,11 +6,11 @@ Kinds of structure compete: searched widths, the uniform shrink, fewer blocks. A
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.files import read_model, write_json
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
+    from hwnas.latency.measure import Inference
     from hwnas.search.exact import BlockLoss
 
 
@@ -88,26 +89,31 @@ class _StructureClock:
         self.contest = contest
 
     @cached_property
-    def _full(self) -> Any:
+    def _compile(self) -> Callable[[Subnetwork], Inference]:
+        from hwnas.latency.graphs import builder
+
+        return builder(self.contest.inputs.config, self.contest.inputs.target)
+
+    @cached_property
+    def _full(self) -> Inference:
         return self._compile(Subnetwork.full(self.contest.inputs.shape))
-
-    def _compile(self, subnetwork: Subnetwork) -> Any:
-        from hwnas.anatomy.dense import new_dense
-        from hwnas.latency.measure import compile_model
-
-        inputs = self.contest.inputs
-        return compile_model(new_dense(inputs.config, subnetwork), inputs.target)
 
     def time(self, subnetwork: Subnetwork) -> float:
         """Measured ms: the ratio to the full model times the table's reference."""
-        from hwnas.latency.measure import time_pairs
+        from hwnas.latency.measure import clock_of, time_pairs
+
+        inputs = self.contest.inputs
 
         def ratio() -> dict[str, float]:
-            pairs = self.contest.inputs.recipe.measure.pairs
-            paired = time_pairs(self._compile(subnetwork), self._full, pairs=pairs)
-            return {"ratio": paired.ratio}
+            paired = time_pairs(
+                self._compile(subnetwork),
+                self._full,
+                pairs=inputs.recipe.measure.pairs,
+                clock=clock_of(inputs.target),
+            )
+            return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
-        measured = self.contest.inputs.directory.measured(f"structure {subnetwork}", ratio)
+        measured = inputs.directory.measured(f"structure {subnetwork}", ratio)
         return float(measured["ratio"]) * self.contest.table.reference_ms
 
 

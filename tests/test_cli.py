@@ -1,0 +1,170 @@
+"""The command line: bad input is one line, exit 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hwnas.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hwnas(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Run:
+    """Run the command line in an empty folder; its exit code, output and error output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hwnas", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output = capsys.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """Exit 2 and one line that holds all the words."""
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    for word in words:
+        assert word in err
+
+
+def rows(path: Path, count: int, label: str = "label", labels: str = "ab") -> Path:
+    """A CSV of `count` distinct texts."""
+    lines = [f"text,{label}"]
+    lines += [f"the {i}th text of number {i * 7},{labels[i % len(labels)]}" for i in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "missing.yaml"], ["missing.yaml", "cannot be read"]),
+        (["run", "--data", "missing.csv"], ["missing.csv", "no such file"]),
+        (["run", "--data", "demo:novels"], ["demo:novels", "demo:tweets"]),
+        (["run", "--model", "no/folder/here"], ["no/folder/here"]),
+        (["run", "--model", "demo:gpt9"], ["demo:gpt9", "demo:minilm"]),
+        (["run", "--budget", "0ms"], ["0ms", "above zero"]),
+        (["run", "--budget=-5%"], ["-5%", "above zero"]),
+        (["run", "--budget", "banana"], ["banana", "8ms", "50%"]),
+        (["run", "--budget", "50%", "--budget", "50%"], ["given twice"]),
+        (["run", "--target", "toaster:cpu"], ["toaster", "openvino, onnxruntime, torch"]),
+        (["run", "--target", "openvino:cpu:seq=none"], ["seq='none'"]),
+        (["run", "--target", "openvino:cpu:seq=4096"], ["4096", "512"]),
+        (["run", "--baseline", "magic"], ["strategy", "search"]),
+        (["run", "--minutes", "-1"], ["compute.minutes"]),
+        (["run", "--table", "missing.json"], ["missing.json"]),
+        (["run", "--reuse", "missing"], ["missing"]),
+        (["run", "--frobnicate"], ["--frobnicate"]),
+        (["fly"], ["fly"]),
+        (["profile", "demo:minilm"], ["--out"]),
+        (["profile", "demo:minilm", "--out", "t.json", "--target", "gpu"], ["'gpu'"]),
+        (["tables", "show", "missing.json"], ["missing.json"]),
+        (["export", "missing", "--out", "x"], ["missing"]),
+        (["evaluate", "missing", "--data", "missing.csv"], ["missing"]),
+        (["report", "missing"], ["missing", "no such run directory"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_options(hwnas: Run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    refused(hwnas(*arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_csv_without_the_label_column(hwnas: Run, tmp_path: Path) -> None:
+    data = rows(tmp_path / "d.csv", 40, label="mood")
+    refused(hwnas("run", "--data", data, "--out", "r"), "d.csv", "'label'", "text, mood")
+    assert not (tmp_path / "r").exists()
+
+
+def test_empty_file_and_empty_split(hwnas: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("text,label\n")
+    refused(hwnas("run", "--data", "empty.csv", "--out", "r"), "empty.csv", "no rows")
+    refused(hwnas("run", "--data", rows(tmp_path / "d.csv", 3), "--out", "r"), "too few rows")
+    recipe = tmp_path / "r.yaml"
+    rows(tmp_path / "train.csv", 60)
+    recipe.write_text("task: {data: train.csv, validation: empty.csv}\n")
+    refused(hwnas("run", recipe, "--out", "r"), "empty.csv", "no rows")
+    assert not (tmp_path / "r").exists()
+
+
+def test_label_never_seen_in_training(hwnas: Run, tmp_path: Path) -> None:
+    rows(tmp_path / "train.csv", 60)
+    (tmp_path / "test.csv").write_text("text,label\nsome other words,zebra\n")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("task: {data: train.csv, test: test.csv}\n")
+    refused(hwnas("run", recipe, "--out", "r"), "zebra", "never seen", "test.csv")
+    assert not (tmp_path / "r").exists()
+
+
+def test_unknown_family(hwnas: Run, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, num_labels=2)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "gpt")
+    data = rows(tmp_path / "d.csv", 60)
+    refused(hwnas("run", "--model", tmp_path / "gpt", "--data", data, "--out", "r"), "gpt2", "bert")
+    assert not (tmp_path / "r").exists()
+
+
+def test_table_of_another_model_or_target(hwnas: Run, tmp_path: Path, tiny_table: Path) -> None:
+    data = rows(tmp_path / "d.csv", 60)
+    given = ["run", "--data", data, "--table", tiny_table, "--out", "r"]
+    refused(hwnas(*given, "--target", "openvino:cpu:seq=16"), "model")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.fixture
+def tiny_table(tmp_path_factory: pytest.TempPathFactory, tiny_config: object) -> Path:
+    """A table that was really measured, of a tiny model."""
+    from hwnas.latency.profile import profile
+    from hwnas.latency.target import Target
+
+    path = tmp_path_factory.mktemp("table") / "table.json"
+    profile(tiny_config, Target.parse("openvino:cpu:seq=16")).save(path)  # type: ignore[arg-type]
+    return path
+
+
+def test_output_folder_in_use(hwnas: Run, tmp_path: Path) -> None:
+    from hwnas.recipe import Recipe
+
+    data = rows(tmp_path / "d.csv", 60)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    refused(hwnas("run", "--data", data, "--out", other), "other", "holds no run")
+    run = tmp_path / "run"
+    Recipe().save(run / "recipe.yaml")
+    refused(hwnas("run", "--data", data, "--out", run), "--resume")
+    refused(hwnas("run", "--data", data, "--out", run, "--resume"), "another recipe", "task.data")
+    assert sorted(p.name for p in run.iterdir()) == ["recipe.yaml"]
+    assert [p.name for p in other.iterdir()] == ["thesis.tex"]
+
+
+def test_version_and_doctor(hwnas: Run) -> None:
+    from hwnas import __version__
+
+    assert hwnas("--version")[:2] == (0, f"{__version__}\n")
+    code, out, _ = hwnas("doctor", "--json")
+    assert code == 0
+    assert json.loads(out)
+
+
+@pytest.mark.parametrize("verb", ["run", "profile", "tables", "export", "evaluate", "report"])
+def test_every_verb_explains_itself(hwnas: Run, verb: str) -> None:
+    code, out, _ = hwnas(verb, "--help")
+    assert code == 0
+    assert "--help" in out

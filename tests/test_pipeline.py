@@ -1,0 +1,245 @@
+"""The whole line on a tiny BERT and real tweets: run, killed in every stage, resumed, rivals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hwnas.files import read_model
+from hwnas.summary import Summary
+
+STAGES = (
+    "baseline",
+    "table",
+    "importance",
+    "teacher",
+    "supernet",
+    "search",
+    "finalists",
+    "export",
+    "verify",
+    "test",
+)
+BUDGETS = ("85%", "75%")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
+    """A recipe of a tiny random BERT with a real tokenizer, on 900 real tweets."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    from hwnas.training.data import TaskSpec, load_task
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=64,
+        num_labels=3,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    tweets = load_task(TaskSpec()).train.select(range(900))
+    tweets.select_columns(["text", "label"]).to_csv(folder / "tweets.csv", index=False)
+    settings = {
+        "model": str(folder / "model"),
+        "task": {"data": str(folder / "tweets.csv"), "max_length": 32},
+        "target": "openvino:cpu:threads=1,batch=1,seq=32",
+        "budgets": list(BUDGETS),
+        "compute": {
+            "batch": 8,
+            "start_steps": 6,
+            "supernet_steps": 4,
+            "evaluations": 16,
+            "evaluation_rows": 32,
+            "entrants": 3,
+            "first_rung_steps": 3,
+            "finalist_steps": 9,
+        },
+        "measure": {"validate_table": 3, "pairs": 15, "tolerance": 0.5, "parity_rows": 20},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def hwnas(*arguments: object) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "hwnas", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    finish(hwnas("run", recipe, "--out", out))
+    return out
+
+
+@pytest.mark.slow
+def test_run_leaves_what_the_design_says(finished: Path) -> None:
+    expected = (
+        "recipe.yaml",
+        "events.jsonl",
+        "table.json",
+        "importance.safetensors",
+        "space.json",
+        "supernet/model.safetensors",
+        "candidates.jsonl",
+        "finalists.jsonl",
+        "summary.json",
+        "report.html",
+        *(f"baseline/{form}/config.json" for form in ("model", "onnx", "openvino")),
+        *(
+            f"chosen/{budget}/{form}/config.json"
+            for budget in ("85pct", "75pct")
+            for form in ("model", "onnx", "openvino")
+        ),
+    )
+    assert [name for name in expected if not (finished / name).exists()] == []
+    leftovers = [p for p in finished.rglob("*") if ".partial" in p.name or "-training" in p.name]
+    assert leftovers == []
+
+
+@pytest.mark.slow
+def test_summary_says_what_was_measured(finished: Path) -> None:
+    summary = read_model(finished / "summary.json", Summary)
+    assert [c.budget for c in summary.chosen] == list(BUDGETS)
+    for chosen in summary.chosen:
+        assert chosen.met
+        assert chosen.measured_ms == pytest.approx(chosen.ratio * summary.baseline.latency_ms)
+        assert max(chosen.parity.values()) <= 1e-3
+        assert 0 <= chosen.metric <= 100
+        assert chosen.params < summary.baseline.params
+    assert sum(summary.splits.values()) == 900
+    assert set(summary.seconds) == set(STAGES)
+    table = json.loads((finished / "table.json").read_text())
+    assert table["validation"]["n"] == 3
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_and_resumed(
+    finished: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One run is killed in each stage in turn; it ends with what the whole run chose.
+
+    Measurements are inputs: the killed run is given the whole one's, and makes none twice.
+    """
+    out = tmp_path_factory.mktemp("runs") / "killed"
+    rng = random.Random(0)
+    command = ("run", recipe, "--out", out, "--table", finished / "table.json", "--resume")
+    for stage in STAGES:
+        process = hwnas(*command)
+        killed = kill_in(process, out, stage, rng.uniform(0.0, 0.3))
+        assert killed, f"{stage}: the run ended first: {process.stderr.read()[-2000:]}"  # type: ignore[union-attr]
+        if stage == "baseline":
+            shutil.copy(finished / "measurements.jsonl", out)
+    finish(hwnas(*command))
+    for name in ("table.json", "measurements.jsonl", "space.json"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+    assert chosen(out) == chosen(finished)
+    for name in ("candidates.jsonl", "finalists.jsonl"):
+        assert rounded(out / name) == rounded(finished / name), name
+
+
+def kill_in(process: subprocess.Popen[str], out: Path, stage: str, delay: float) -> bool:
+    """Kill -9 the process once it has been in `stage` for `delay` seconds, or at its end."""
+    seen = events(out)
+    while process.poll() is None:
+        begun = [e for e in events(out)[len(seen) :] if e["stage"] == stage]
+        if any(e["event"] == "begin" for e in begun):
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    path = out / "events.jsonl"
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def chosen(out: Path) -> list[Any]:
+    summary = json.loads((out / "summary.json").read_text())
+    return [(c["budget"], c["kind"], c["genome"], round(c["metric"], 6)) for c in summary["chosen"]]
+
+
+def rounded(path: Path) -> list[dict[str, Any]]:
+    """A JSONL file's records, floats to five digits."""
+    return [
+        {k: round(v, 5) if isinstance(v, float) else v for k, v in json.loads(line).items()}
+        for line in path.read_text().splitlines()
+    ]
+
+
+@pytest.mark.slow
+def test_a_measurement_is_never_made_again(finished: Path, tmp_path: Path) -> None:
+    keys = [
+        json.loads(line)["key"] for line in (finished / "measurements.jsonl").read_text().splitlines()
+    ]
+    assert len(keys) == len(set(keys))
+    out = tmp_path / "again"
+    shutil.copytree(finished, out)
+    (out / "summary.json").unlink()
+    finish(hwnas("run", out / "recipe.yaml", "--out", out, "--resume"))
+    for name in ("measurements.jsonl", "table.json"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["uniform", "layers"])
+def test_rivals_shrink_by_their_rule_with_the_same_compute(
+    finished: Path, recipe: Path, tmp_path: Path, strategy: str
+) -> None:
+    out = tmp_path / strategy
+    finish(hwnas("run", recipe, "--out", out, "--baseline", strategy, "--reuse", finished))
+    searched = read_model(finished / "summary.json", Summary)
+    rival = read_model(out / "summary.json", Summary)
+    assert rival.strategy == strategy
+    for c in rival.chosen:
+        kept = [tuple(block) for block in c.genome if block[0]]
+        assert len(set(kept)) == 1
+        if strategy == "layers":
+            assert kept[0] == (4, 256)
+        else:
+            assert len(kept) == 4
+    spent = searched.compute
+    total = spent.supernet + spent.search + spent.finalists
+    assert rival.compute.supernet == rival.compute.search == 0
+    assert rival.compute.finalists == pytest.approx(total, rel=0.1)
+    assert rival.baseline.metric == searched.baseline.metric
+    finish(hwnas("report", finished, "--rival", out))
+    assert strategy in (finished / "report.html").read_text()
