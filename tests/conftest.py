@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import BertConfig
 
-THREADS = 2
+THREADS = 1
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = str(THREADS)

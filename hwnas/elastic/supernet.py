@@ -103,20 +103,20 @@ class SuperNetwork:
             raise UserError(
                 f"subnetwork {subnetwork}: {len(subnetwork.blocks)} blocks, the model has {depth}"
             )
-        if not subnetwork.kept:
-            raise UserError(f"subnetwork {subnetwork}: leaves out every block; keep one")
         for i, choice in enumerate(subnetwork.blocks):
             most = self.full.blocks[i]
-            if choice.present != (choice.ffn > 0):
-                raise UserError(
-                    f"subnetwork {subnetwork}: block {i} has {choice.heads} heads and FFN width "
-                    f"{choice.ffn}; give both, or 0 and 0 to leave it out"
-                )
             if choice.heads > most.heads or choice.ffn > most.ffn or min(choice) < 0:
                 raise UserError(
                     f"subnetwork {subnetwork}: block {i} is {choice.heads}x{choice.ffn}, "
                     f"the model has {most.heads}x{most.ffn}"
                 )
+            if choice.present != (choice.ffn > 0):
+                raise UserError(
+                    f"subnetwork {subnetwork}: block {i} has {choice.heads} heads and FFN width "
+                    f"{choice.ffn}; give both, or 0 and 0 to leave it out"
+                )
+        if not subnetwork.kept:
+            raise UserError(f"subnetwork {subnetwork}: leaves out every block; keep one")
 
 
 def _set_width(part: BlockModules, attention: int, ffn: int) -> None:

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 folder, texts, out = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[3]
 kind = sys.argv[4]
 if kind == "model":
