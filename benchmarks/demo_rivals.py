@@ -28,6 +28,7 @@ RUNS = Path(__file__).resolve().parent.parent / "runs" / "rivals"
 
 
 def main() -> None:
+    """Run what is missing, and write the rows and the headline."""
     args = options("demo_rivals", __doc__)
     results = Results("demo_rivals", args.quick, PROTOCOL, args.json)
     for seed in SEEDS[:1] if args.quick else SEEDS:
@@ -87,9 +88,7 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for budget in BUDGETS:
         kept = {
             strategy: statistics.mean(
-                100 * r["kept"]
-                for r in rows
-                if r["strategy"] == strategy and r["budget"] == budget
+                100 * r["kept"] for r in rows if r["strategy"] == strategy and r["budget"] == budget
             )
             for strategy in STRATEGIES
         }

@@ -1,4 +1,4 @@
-"""What elasticity costs: a full-width forward against the plain model, a subnetwork's against its twin.
+"""What elasticity costs: a full-width forward against the plain model, a half one against its twin.
 
 Torch on CPU, MiniLM with its real weights, forwards of both interleaved in short bursts; a row's
 figure is the median of the paired ratios. Targets: 1.03 at full width, 1.05 for half size.
@@ -23,6 +23,7 @@ PROTOCOL = "torch forward, eval mode, no gradients; median ratio of interleaved 
 
 
 def main() -> None:
+    """Measure, and write the rows and the headline."""
     args = options("elastic_overhead", __doc__)
     results = Results("elastic_overhead", args.quick, PROTOCOL, args.json)
     plain = load_model("demo:minilm", labels=["a", "b", "c"])[0].eval()

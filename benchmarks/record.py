@@ -25,7 +25,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 def options(name: str, description: str | None) -> argparse.Namespace:
     """The command line of the benchmark `name`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="five minutes, honest about being small")
+    parser.add_argument(
+        "--quick", action="store_true", help="five minutes, honest about being small"
+    )
     default = _ROOT / "benchmarks" / "results" / f"{name}.json"
     parser.add_argument("--json", type=Path, help=f"result file, e.g. {default.relative_to(_ROOT)}")
     return parser.parse_args()

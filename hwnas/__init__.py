@@ -1,4 +1,4 @@
-"""hwnas: hardware-aware shrinking of Hugging Face models, measured on the device that serves them."""
+"""hwnas: Hugging Face models shrunk to a latency budget, measured on the device they run on."""
 
 from __future__ import annotations
 

@@ -113,9 +113,7 @@ def run(
         )
 
 
-def _run(
-    recipe: Recipe, folder: Path, resume: bool, table: Path | None, reuse: Path | None
-) -> Any:
+def _run(recipe: Recipe, folder: Path, resume: bool, table: Path | None, reuse: Path | None) -> Any:
     from hwnas.pipeline import Given
     from hwnas.pipeline import run as run_pipeline
 
@@ -156,7 +154,9 @@ def tables_list(json: Json = False) -> None:
     from importlib.resources import files
 
     names = sorted(
-        entry.name for entry in files("hwnas.latency_tables").iterdir() if entry.name.endswith(".json")
+        entry.name
+        for entry in files("hwnas.latency_tables").iterdir()
+        if entry.name.endswith(".json")
     )
     if json:
         import json as json_module
@@ -246,11 +246,11 @@ def export(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A dense or exported model's folder.")],
     data: Annotated[Path, typer.Option(help="A CSV or JSONL file; every row is scored.")],
-    text: Annotated[list[str] | None, typer.Option(help="Column of the text; twice for pairs.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Column of the text; twice for pairs.")
+    ] = None,
     label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
-    metric: Annotated[
-        str, typer.Option(help="accuracy, f1, f1_macro or matthews.")
-    ] = "accuracy",
+    metric: Annotated[str, typer.Option(help="accuracy, f1, f1_macro or matthews.")] = "accuracy",
     max_length: Annotated[int, typer.Option(min=4, help="Tokens; longer texts are cut.")] = 128,
     json: Json = False,
 ) -> None:

@@ -135,7 +135,8 @@ def _search(contest: Contest, budget: str) -> Proposer:
                     with network.as_subnetwork(subnetwork) as model:
                         logits = predict(model, inputs.search_validation)
                     known[subnetwork] = divergence(contest.teacher_logits, logits)
-                return known[subnetwork]
+                apart: float = known[subnetwork]
+                return apart
 
             def record(candidate: Evaluated) -> None:
                 advance(1)
@@ -165,7 +166,7 @@ def _search(contest: Contest, budget: str) -> Proposer:
 
 
 def _shrink(contest: Contest) -> Proposer:
-    """Proposals of a rival that shrinks by one rule: all layers alike, or the first layers whole."""
+    """Proposals of a rival's one rule: all layers alike, or the first layers whole."""
     kind = contest.inputs.recipe.strategy
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:

@@ -75,7 +75,15 @@ def deliver(
         converged=history.converged,
     )
     chosen = [
-        _chosen(inputs, budget, winners[budget], served[budget], timing[budget], parity[budget], baseline)
+        _chosen(
+            inputs,
+            budget,
+            winners[budget],
+            served[budget],
+            timing[budget],
+            parity[budget],
+            baseline,
+        )
         for budget in winners
     ]
     summary = Summary(
@@ -117,9 +125,10 @@ def _export(inputs: Inputs, weights: Path, out: Path) -> None:
 
 def _served_folder(inputs: Inputs, folder: Path) -> Path:
     """The folder that the target's runtime serves."""
-    return folder / {"openvino": "openvino", "onnxruntime": "onnx", "torch": "model"}[
-        inputs.target.runtime
-    ]
+    return (
+        folder
+        / {"openvino": "openvino", "onnxruntime": "onnx", "torch": "model"}[inputs.target.runtime]
+    )
 
 
 def _time(inputs: Inputs, budget: str, folder: Path) -> dict[str, Any]:

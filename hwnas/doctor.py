@@ -272,7 +272,7 @@ def measure_noise(seconds: float, root: Path = _ROOT) -> Noise:
     for _ in range(5):
         work()
     before = _ticks(root)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 20:
         start = time.perf_counter()

@@ -1,9 +1,12 @@
-"""Scoring any folder (dense, ONNX or OpenVINO) on a file of labelled texts, every row of it."""
+"""Scoring any folder (dense, ONNX or OpenVINO) on a file of labelled texts, every row of it.
+
+Assumes that the file names the classes as the model does: as strings, in any order.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -36,28 +39,28 @@ def evaluate_folder(
         UserError: an unknown metric, a folder or file that cannot be read, or a label that the
             model does not know.
     """
-    from typing import get_args
-
-    from transformers import AutoTokenizer
-
     from hwnas.export import load_exported
-    from hwnas.training.data import Metric, encode, read_rows
+    from hwnas.models import load_tokenizer
+    from hwnas.training.data import Metric, encode, labelled
     from hwnas.training.evaluate import cross_entropy, predict, score
+    from hwnas.training.tables import Columns, read_file
 
     if metric not in get_args(Metric):
         raise UserError(f"metric {metric!r}: unknown; known: {', '.join(get_args(Metric))}")
-    known = cast(Metric, metric)
+    if len(text) not in (1, 2):
+        raise UserError(f"text columns {', '.join(text)}: give one, or the two of a pair")
     loaded = load_exported(model)
-    labels = [loaded.config.id2label[i] for i in range(loaded.config.num_labels)]
-    rows = read_rows(data, text, label, labels)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    encoded = encode(rows, tokenizer, max_length)
+    names = [loaded.config.id2label[i] for i in range(loaded.config.num_labels)]
+    if metric == "f1" and len(names) != 2:
+        raise UserError(f"metric f1 is for two classes, {model} has {len(names)}; use f1_macro")
+    rows = labelled(read_file(data, Columns(tuple(text), label), known=names), names)
+    encoded = encode(rows, load_tokenizer(model), max_length)
     logits = predict(loaded, encoded, progress="evaluate")
     return Evaluation(
         model=str(model),
         data=str(data),
         rows=len(encoded),
         metric=metric,
-        value=score(known, logits, encoded["labels"]),
+        value=score(cast(Metric, metric), logits, encoded["labels"]),
         cross_entropy=cross_entropy(logits, encoded["labels"]),
     )

@@ -34,7 +34,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to write (a file or a folder), renamed onto it at the end.
+    """Yield a temporary sibling of `path`, file or folder, which is renamed onto it at the end.
 
     If the body raises, the temporary is removed and `path` stays as it was.
 

@@ -64,7 +64,7 @@ class Importance:
         )
 
     def loss(self) -> BlockLoss:
-        """Additive loss of keeping only a prefix, for a model that has been reordered by these scores."""
+        """Additive loss of keeping only a prefix, for a model reordered by these scores."""
         from hwnas.search.exact import BlockLoss
 
         ordered = self.sorted()
@@ -80,9 +80,7 @@ def _loss_of_prefix(scores: torch.Tensor) -> np.ndarray:
     return np.concatenate([descending[::-1].cumsum()[::-1], [0.0]])
 
 
-def first_order(
-    model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]
-) -> Importance:
+def first_order(model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]) -> Importance:
     """Score heads and FFN neurons of `model` on `batches` of inputs with labels.
 
     Args:
@@ -103,9 +101,7 @@ def first_order(
         for batch in batches:
             loss = model(**{k: v.to(model.device) for k, v in batch.items()}).loss
             gradients = torch.autograd.grad(loss, weights)
-            gates = [
-                (w.detach() * g).sum(0).cpu() for w, g in zip(weights, gradients, strict=True)
-            ]
+            gates = [(w.detach() * g).sum(0).cpu() for w, g in zip(weights, gradients, strict=True)]
             for i, gate in enumerate(gates[: len(parts)]):
                 heads_total[i] += gate.view(-1, shape.head_size).sum(1).abs()
             for i, gate in enumerate(gates[len(parts) :]):
@@ -118,7 +114,7 @@ def first_order(
 
 @torch.no_grad()
 def reorder(model: PreTrainedModel, importance: Importance) -> None:
-    """Sort each block's heads and FFN neurons by importance, in place; the function stays the same."""
+    """Sort each block's heads and FFN neurons by importance, in place; the function stays."""
     family = find_family(model.config)
     head_size = family.shape(model.config).head_size
     for i, block in enumerate(family.blocks(model)):

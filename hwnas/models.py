@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hwnas.anatomy import find_family
 from hwnas.demo import package_folder
@@ -60,7 +60,7 @@ def _download(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    # the hub's own errors derive from OSError and ValueError; httpx's, without network, from neither
+    # the hub's errors derive from OSError and ValueError; httpx's, without network, from neither
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
     except Exception as error:
@@ -87,23 +87,18 @@ def load_model(
         seed: of the new head.
 
     Raises:
-        UserError: in one line, what is wrong with the name, the folder or the weights.
+        UserError: in one line, what is wrong with the name, the folder, the weights or the labels.
     """
     from transformers import AutoModelForSequenceClassification
 
     folder = model_folder(name)
     config = _read_config(folder, name)
-    known = [config.id2label[i] for i in sorted(config.id2label)]
-    keep_head = labels is None or known == list(labels)
-    if not keep_head:
-        assert labels is not None
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
-        config.problem_type = "single_label_classification"
-    model, missing = _read_weights(folder, config, AutoModelForSequenceClassification, name)
-    _initialise_head(model, missing, keep_head, seed, name)
-    return model.eval(), _read_tokenizer(folder, name)
+    new_labels = labels is not None and list(labels) != _labels_of(config)
+    if labels is not None:
+        _set_labels(config, labels)
+    weights = _read_weights(folder, config, AutoModelForSequenceClassification, name)
+    _initialise_head(weights, new_labels, seed, name)
+    return weights.model.eval(), load_tokenizer(folder)
 
 
 def load(path: str | Path) -> PreTrainedModel:
@@ -127,11 +122,36 @@ def load(path: str | Path) -> PreTrainedModel:
     auto_class = getattr(transformers, f"AutoModel{task}{suffix}", None)
     if auto_class is None:
         raise UserError(f"{folder / 'config.json'}: unknown architecture {architecture!r}")
-    model, missing = _read_weights(folder, config, auto_class, name)
-    if missing:
-        raise UserError(_lacking(name, missing))
-    result: PreTrainedModel = model.eval()
-    return result
+    weights = _read_weights(folder, config, auto_class, name)
+    unfit = weights.missing | weights.mismatched
+    if unfit:
+        raise UserError(_lacking(name, unfit))
+    model: PreTrainedModel = weights.model.eval()
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder, which cuts at the latest where the model's positions end.
+
+    Raises:
+        UserError: there is no model's folder, or its tokenizer cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    config = _read_config(folder, str(folder))
+    auto_tokenizer: Any = AutoTokenizer
+    try:
+        tokenizer: PreTrainedTokenizerBase = auto_tokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
+    # the tokenizers library raises bare Exception on a damaged file
+    except Exception as error:
+        raise UserError(
+            f"model {folder}: its tokenizer cannot be read: {_first_line(error)}"
+        ) from None
+    longest = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    return tokenizer
 
 
 def _read_config(folder: Path, name: str) -> Any:
@@ -154,11 +174,29 @@ def _read_config(folder: Path, name: str) -> Any:
         raise UserError(f"{file}: not a usable config: {_first_line(error)}") from None
 
 
-def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> tuple[Any, set[str]]:
-    """The model with its weights, and the names of the tensors that the file does not hold.
+def _labels_of(config: Any) -> list[str]:
+    return [config.id2label[i] for i in sorted(config.id2label)]
 
-    A head of other sizes counts as not held.
-    """
+
+def _set_labels(config: Any, labels: Sequence[str]) -> None:
+    """Make it the config of a classifier of `labels`."""
+    if len(set(labels)) < max(2, len(labels)):
+        raise UserError(f"labels {list(labels)}: give two or more different names")
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+
+
+class _Weights(NamedTuple):
+    """A model, and the names of those of its tensors that did not come out of its files."""
+
+    model: Any
+    missing: set[str]
+    mismatched: set[str]  # the file has another size
+
+
+def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> _Weights:
     from safetensors import SafetensorError
 
     if not any(folder.glob("*.safetensors")):
@@ -180,22 +218,24 @@ def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> tupl
             )
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"model {name}: weights cannot be read: {_first_line(error)}") from None
-    missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    return model, missing
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    return _Weights(model, set(info["missing_keys"]) - mismatched, mismatched)
 
 
-def _initialise_head(model: Any, missing: set[str], keep_head: bool, seed: int, name: str) -> None:
+def _initialise_head(weights: _Weights, new_labels: bool, seed: int, name: str) -> None:
     """Give the head's layers new weights where they have none, or none for these labels."""
     import torch
 
+    model = weights.model
     head = find_family(model.config).task_head(model)
     # the last module yields the logits, those before it (a pooler) are good for any labels
-    fresh = [m for m in head if _names(model, m) & missing]
-    if not keep_head and head[-1] not in fresh:
+    fresh = [m for m in head if _names(model, m) & weights.missing]
+    if new_labels and head[-1] not in fresh:
         fresh.append(head[-1])
-    rest = missing - {key for module in fresh for key in _names(model, module)}
-    if rest:
-        raise UserError(_lacking(name, rest))
+    replaced = {key for module in fresh for key in _names(model, module)}
+    unfit = (weights.missing | weights.mismatched) - replaced
+    if unfit:
+        raise UserError(_lacking(name, unfit))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in fresh:
@@ -207,26 +247,10 @@ def _names(model: PreTrainedModel, module: nn.Module) -> set[str]:
     return {key for key, parameter in model.named_parameters() if id(parameter) in own}
 
 
-def _read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    auto_tokenizer: Any = AutoTokenizer
-    try:
-        tokenizer: PreTrainedTokenizerBase = auto_tokenizer.from_pretrained(
-            folder, trust_remote_code=False
-        )
-    # the tokenizers library raises bare Exception on a damaged file
-    except Exception as error:
-        raise UserError(
-            f"model {name}: its tokenizer cannot be read: {_first_line(error)}"
-        ) from None
-    return tokenizer
-
-
 def _lacking(name: str, missing: set[str]) -> str:
     return (
-        f"model {name}: its weights lack {len(missing)} tensors that its config asks for, "
-        f"for example {min(missing)}; the files do not belong together"
+        f"model {name}: its weights lack {len(missing)} tensors of the sizes that its config "
+        f"asks for, for example {min(missing)}; the files do not belong together"
     )
 
 
@@ -241,7 +265,7 @@ def _quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity_error()
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Progress bars with time left on standard error, silent when a machine reads (`--json`, no terminal wanted)."""
+"""Progress bars with time left on standard error, silent where a machine reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ def set_quiet(quiet: bool) -> None:
 def bar(description: str, total: float) -> Iterator[Callable[[float], None]]:
     """Show a bar named `description`; the yielded function advances it by that many of `total`."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description:<28}"),
@@ -31,4 +37,8 @@ def bar(description: str, total: float) -> Iterator[Callable[[float], None]]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=_quiet, refresh_per_second=2) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda amount=1.0: progress.advance(task, amount)
+
+        def advance(amount: float = 1.0) -> None:
+            progress.advance(task, amount)
+
+        yield advance

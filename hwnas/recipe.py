@@ -22,6 +22,8 @@ Strategy = Literal["search", "uniform", "layers"]
 
 
 class Settings(BaseModel):
+    """Base of the recipe's parts: fixed once read, no keys but the known."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

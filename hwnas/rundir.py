@@ -47,8 +47,7 @@ class RunDirectory:
         if recipe_file.exists():
             if not resume:
                 raise UserError(
-                    f"{path}: holds a run already; give --resume to go on with it, "
-                    "or another --out"
+                    f"{path}: holds a run already; give --resume to go on with it, or another --out"
                 )
             from hwnas.recipe import load_recipe
 
@@ -74,7 +73,7 @@ class RunDirectory:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a JSONL file of the run; a last line cut short by a kill is left out."""
+        """The whole lines of a JSONL file of the run; a last one cut short by a kill is dropped."""
         path = self.path / name
         if not path.exists():
             return []

@@ -48,7 +48,7 @@ class TimedStructure(BaseModel):
 
 
 class Selection(BaseModel):
-    """The structures that go on to training, every one within the budget, and how they were found."""
+    """The structures that go on to training, all within the budget, and how they were found."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -128,4 +128,3 @@ def _best_of_each_kind(timed: list[TimedStructure]) -> list[TimedStructure]:
         if other is None or key < (other.divergence or 0.0, -other.measured_ms):
             best[t.kind] = t
     return list(best.values())
-

@@ -70,7 +70,7 @@ class Subnetwork:
 
 
 class BlockOptions(BaseModel):
-    """What one block may be: ascending head counts and FFN widths, and whether it may be left out."""
+    """What one block may be: ascending head counts and FFN widths, or (droppable) left out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -111,9 +111,7 @@ class SearchSpace(BaseModel):
     def check(self, shape: Shape, where: str = "space.json") -> None:
         """Raise `UserError` unless every option exists in a model of `shape`."""
         if len(self.blocks) != shape.depth:
-            raise UserError(
-                f"{where}: {len(self.blocks)} blocks, the model has {shape.depth}"
-            )
+            raise UserError(f"{where}: {len(self.blocks)} blocks, the model has {shape.depth}")
         for i, block in enumerate(self.blocks):
             if block.heads[-1] > shape.heads[i]:
                 raise UserError(
@@ -139,7 +137,11 @@ class SearchSpace(BaseModel):
         if not isinstance(subnetwork, Subnetwork) or len(subnetwork.blocks) != len(self.blocks):
             return False
         return all(
-            (options.droppable if not b.present else b.heads in options.heads and b.ffn in options.ffn)
+            (
+                options.droppable
+                if not b.present
+                else b.heads in options.heads and b.ffn in options.ffn
+            )
             for b, options in zip(subnetwork.blocks, self.blocks, strict=True)
         )
 
@@ -174,7 +176,7 @@ class SearchSpace(BaseModel):
         )
 
     def sample(self, rng: random.Random, drop: float = 0.0) -> Subnetwork:
-        """Independent widths for every block; each droppable block left out with probability `drop`."""
+        """Independent widths for every block, each droppable one left out at probability `drop`."""
         blocks = []
         for options in self.blocks:
             if options.droppable and rng.random() < drop:
@@ -192,7 +194,7 @@ def genomes(subnetworks: Sequence[Subnetwork]) -> npt.NDArray[np.int64]:
 
 
 def macs(subnetwork: Subnetwork, shape: Shape, seq: int) -> int:
-    """Multiply-accumulates of one sequence through the kept blocks (embeddings and task head left out)."""
+    """Multiply-accumulates of a sequence through the kept blocks, no embeddings or task head."""
     total = 0
     for _, block in subnetwork.kept:
         width = block.heads * shape.head_size

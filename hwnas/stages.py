@@ -104,7 +104,7 @@ class Inputs:
     def mean_length(self) -> int:
         """Tokens of an average training row."""
         lengths = self.train["length"]
-        return max(1, round(sum(lengths) / len(lengths)))
+        return max(1, round(float(sum(lengths)) / len(lengths)))
 
     def _encode(self, split: Dataset) -> Dataset:
         return encode(split, self.tokenizer, self.task.max_length)
@@ -185,7 +185,7 @@ def search_space(inputs: Inputs) -> SearchSpace:
 
 
 def teacher(inputs: Inputs, steps: int) -> dict[str, np.ndarray]:
-    """`teacher.safetensors`: the finished baseline's logits where students will be taught and judged.
+    """`teacher.safetensors`: the baseline's logits where students will be taught and judged.
 
     Args:
         steps: training steps of the longest-taught student.
@@ -250,7 +250,7 @@ def supernet(
 
 
 def rough_share(budget: str) -> float:
-    """A budget as a share of the full model before anything is measured: half, if in milliseconds."""
+    """A budget as a share of the full model before measuring anything: half, if in milliseconds."""
     return Budget.parse(budget).fraction or 0.5
 
 

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
+    """Base of the records: fixed once made, no fields but the known."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -94,7 +94,9 @@ def test_scores_rank_heads_as_leaving_them_out_does(tiny):
             with torch.no_grad():
                 dense.weight[:, h * head : (h + 1) * head] = 0
             with torch.inference_mode():
-                change = sum(abs(silenced(**b).loss.item() - tiny(**b).loss.item()) for b in batches)
+                change = sum(
+                    abs(silenced(**b).loss.item() - tiny(**b).loss.item()) for b in batches
+                )
             per_batch_changes.append(change)
     rank = spearmanr(scores.numpy(), per_batch_changes).statistic
     assert rank > 0.6, rank

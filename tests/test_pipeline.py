@@ -208,7 +208,8 @@ def rounded(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_measurement_is_never_made_again(finished: Path, tmp_path: Path) -> None:
     keys = [
-        json.loads(line)["key"] for line in (finished / "measurements.jsonl").read_text().splitlines()
+        json.loads(line)["key"]
+        for line in (finished / "measurements.jsonl").read_text().splitlines()
     ]
     assert len(keys) == len(set(keys))
     out = tmp_path / "again"

@@ -95,7 +95,8 @@ def test_bad_targets_name_what_is_wrong(spec, word):
 
 
 @pytest.mark.parametrize(
-    ("text", "ms", "folder"), [("8ms", 8, "8ms"), ("50%", 10, "50pct"), (" 12.5 ms", 12.5, "12.5ms")]
+    ("text", "ms", "folder"),
+    [("8ms", 8, "8ms"), ("50%", 10, "50pct"), (" 12.5 ms", 12.5, "12.5ms")],
 )
 def test_budgets(text, ms, folder):
     budget = Budget.parse(text)
@@ -103,7 +104,9 @@ def test_budgets(text, ms, folder):
     assert budget.folder == folder
 
 
-@pytest.mark.parametrize("text", ["", "0ms", "-5%", "banana", "8", "ms", "%", "nanms", "infms", "120%", "8s"])
+@pytest.mark.parametrize(
+    "text", ["", "0ms", "-5%", "banana", "8", "ms", "%", "nanms", "infms", "120%", "8s"]
+)
 def test_bad_budgets(text):
     with pytest.raises(UserError, match="budget"):
         Budget.parse(text)

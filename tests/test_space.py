@@ -51,7 +51,8 @@ def test_membership_needs_an_option():
 
 
 @pytest.mark.parametrize(
-    "widths", [{"heads": (), "ffn": (8,)}, {"heads": (2, 1), "ffn": (8,)}, {"heads": (0,), "ffn": (8,)}]
+    "widths",
+    [{"heads": (), "ffn": (8,)}, {"heads": (2, 1), "ffn": (8,)}, {"heads": (0,), "ffn": (8,)}],
 )
 def test_options_must_ascend(widths):
     with pytest.raises(ValidationError):

@@ -1,4 +1,4 @@
-"""Where a model's elastic parts are: its blocks, attention heads, FFNs, widths and head of the task.
+"""Where a model's elastic parts are: its blocks, attention heads, FFNs, widths, task head.
 
 Each family of models has one file here that names its modules; everything else in hwnas works
 on the `Anatomy` found. A new family is one new file, listed in `_FAMILIES`.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def shape(config: PretrainedConfig | Any) -> Shape:
+def shape(config: Any) -> Shape:
     """The sizes in a BERT config; per-block widths from `hwnas_blocks` if it has them."""
     full = (config.num_attention_heads, config.intermediate_size)
     blocks = getattr(config, "hwnas_blocks", None) or [full] * config.num_hidden_layers
@@ -27,18 +27,18 @@ def shape(config: PretrainedConfig | Any) -> Shape:
     )
 
 
-def blocks(model: PreTrainedModel | Any) -> nn.ModuleList:
+def blocks(model: Any) -> nn.ModuleList:
     """The encoder's layers."""
     layers: nn.ModuleList = model.base_model.encoder.layer
     return layers
 
 
-def replace_blocks(model: PreTrainedModel | Any, kept: nn.ModuleList) -> None:
+def replace_blocks(model: Any, kept: nn.ModuleList) -> None:
     """Make the encoder run exactly these layers."""
     model.base_model.encoder.layer = kept
 
 
-def block_modules(block: nn.Module | Any) -> BlockModules:
+def block_modules(block: Any) -> BlockModules:
     """The elastic linear layers of one `BertLayer`, each with the module that holds it."""
     attention = block.attention.self
     return BlockModules(
@@ -70,7 +70,7 @@ def dense_class(model_class: type) -> type[PreTrainedModel]:
     )
 
 
-def dense_config(config: PretrainedConfig | Any, widths: list[tuple[int, int]]) -> PretrainedConfig:
+def dense_config(config: Any, widths: list[tuple[int, int]]) -> PretrainedConfig:
     """A copy of `config` for the kept layers with these `(heads, ffn)`."""
     result: PretrainedConfig = copy.deepcopy(config)
     result.num_hidden_layers = len(widths)
@@ -78,6 +78,8 @@ def dense_config(config: PretrainedConfig | Any, widths: list[tuple[int, int]]) 
     return result
 
 
-def task_head(model: PreTrainedModel | Any) -> list[nn.Module]:
+def task_head(model: Any) -> list[nn.Module]:
     """The modules between the last layer and the logits: pooler and classifier."""
-    return [m for m in (model.base_model.pooler, getattr(model, "classifier", None)) if m is not None]
+    return [
+        m for m in (model.base_model.pooler, getattr(model, "classifier", None)) if m is not None
+    ]

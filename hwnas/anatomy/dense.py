@@ -1,4 +1,4 @@
-"""Building dense models with per-block widths: with new weights here, with trained ones in `elastic`."""
+"""Dense models with per-block widths: with new weights here, with trained ones in `elastic`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from hwnas.anatomy import find_family
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from hwnas.space import Subnetwork
 
 
 def new_dense(
-    config: PretrainedConfig | Any, subnetwork: Subnetwork, model_class: type | None = None
+    config: Any, subnetwork: Subnetwork, model_class: type | None = None
 ) -> PreTrainedModel:
     """A dense model of the subnetwork's widths with random weights, in evaluation mode.
 
@@ -26,5 +26,6 @@ def new_dense(
     if model_class is None:
         model_class = AutoModelForSequenceClassification
     widths = [(block.heads, block.ffn) for _, block in subnetwork.kept]
-    dense = family.dense_class(model_class)(family.dense_config(config, widths))
-    return dense.eval()
+    dense: PreTrainedModel = family.dense_class(model_class)(family.dense_config(config, widths))
+    dense.eval()
+    return dense

@@ -5,18 +5,20 @@ This file is saved beside the weights, so that transformers loads the model with
 It needs torch and transformers only. ``config.hwnas_blocks`` lists ``[heads, ffn]`` for each layer.
 """
 
+from typing import Any
+
 from torch import nn
 from transformers import BertForSequenceClassification
 
 
-def set_heads(layer: nn.Module, heads: int) -> None:
+def set_heads(layer: Any, heads: int) -> None:
     """Tell a layer's attention how many heads its projections now hold."""
     attention = layer.attention.self
     attention.num_attention_heads = heads
     attention.all_head_size = heads * attention.attention_head_size
 
 
-def resize_layer(layer: nn.Module, heads: int, ffn: int) -> None:
+def resize_layer(layer: Any, heads: int, ffn: int) -> None:
     """Give one BERT layer `heads` attention heads and `ffn` FFN neurons, with new weights."""
     attention = layer.attention.self
     hidden = attention.query.in_features
@@ -32,8 +34,8 @@ def resize_layer(layer: nn.Module, heads: int, ffn: int) -> None:
 class HwnasBertForSequenceClassification(BertForSequenceClassification):
     """`BertForSequenceClassification` with the widths of ``config.hwnas_blocks``."""
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[no-untyped-call]
         for layer, (heads, ffn) in zip(self.bert.encoder.layer, config.hwnas_blocks, strict=True):
             resize_layer(layer, heads, ffn)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]

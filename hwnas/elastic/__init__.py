@@ -1,1 +1,1 @@
-"""Weight sharing: one network that holds all subnetworks, and the way out to a plain dense model."""
+"""Weight sharing: one network that holds all subnetworks, and the way to a plain dense model."""

@@ -33,7 +33,8 @@ class ElasticLinear(nn.Linear):
         return elastic
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.weight, self.bias
+        weight: torch.Tensor = self.weight
+        bias: torch.Tensor | None = self.bias
         if self.active_out < self.out_features:
             weight = weight[: self.active_out]
             bias = bias[: self.active_out] if bias is not None else None
@@ -42,6 +43,4 @@ class ElasticLinear(nn.Linear):
         return F.linear(x, weight, bias)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.active_in} of {self.in_features} -> {self.active_out} of {self.out_features}"
-        )
+        return f"{self.active_in} of {self.in_features} -> {self.active_out} of {self.out_features}"

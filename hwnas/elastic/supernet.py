@@ -42,7 +42,12 @@ class SuperNetwork:
         self._blocks = list(self.family.blocks(model))
         self._parts = [self.family.block_modules(block) for block in self._blocks]
         for part in self._parts:
-            for holder, name in (*part.attention_in, part.attention_out, *part.ffn_in, part.ffn_out):
+            for holder, name in (
+                *part.attention_in,
+                part.attention_out,
+                *part.ffn_in,
+                part.ffn_out,
+            ):
                 setattr(holder, name, ElasticLinear.sharing(getattr(holder, name)))
         self.active = self.full
 
@@ -54,9 +59,7 @@ class SuperNetwork:
         """
         self._check(subnetwork)
         for i, choice in subnetwork.kept:
-            _set_width(
-                self._parts[i], choice.heads * self.shape.head_size, choice.ffn
-            )
+            _set_width(self._parts[i], choice.heads * self.shape.head_size, choice.ffn)
             self.family.set_heads(self._blocks[i], choice.heads)
         if [i for i, _ in subnetwork.kept] != [i for i, _ in self.active.kept]:
             kept = nn.ModuleList([self._blocks[i] for i, _ in subnetwork.kept])
@@ -75,7 +78,7 @@ class SuperNetwork:
             self.set_subnetwork(before)
 
     def extract(self, subnetwork: Subnetwork) -> PreTrainedModel:
-        """A plain dense model equal to `subnetwork`, with its own copy of the weights, in eval mode.
+        """A plain dense model equal to `subnetwork`, with its own weights, in eval mode.
 
         Its config states the width of each block, and it reloads with `hwnas.load`.
 
@@ -129,7 +132,8 @@ def _set_width(part: BlockModules, attention: int, ffn: int) -> None:
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
+    names = (name for name, module in model.named_modules() if module is wanted)
+    return str(next(names))
 
 
 @torch.no_grad()

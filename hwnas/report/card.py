@@ -1,4 +1,4 @@
-"""The model card (README.md) that goes with a chosen model: what it is, what was measured, how to load it.
+"""The model card (README.md) of a chosen model: what it is, what was measured, how to load it.
 
 The hub's YAML header names only what is known: no license, which is the original model's, and no
 base model unless its name is one the hub could know.

@@ -38,7 +38,7 @@ _STYLES = {
 }
 _OTHER_STYLES = (("#E69F00", "P"), ("#332288", "X"), ("#117733", "h"), ("#882255", "<"))
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {  # of matplotlib's rc parameters
     "font.family": "sans-serif",
     # matplotlib ships the first; a browser without it takes one that is as wide
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Geneva", "sans-serif"],
@@ -101,7 +101,8 @@ def pareto(
             _logarithmic(axes)
         else:
             axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0, right=1.18 * max([baseline_ms, *(c.predicted_ms for c in candidates)]))
+        slowest = max([baseline_ms, *(c.predicted_ms for c in candidates)])
+        axes.set_xlim(left=0, right=1.18 * slowest)
         axes.set_title("Candidates: the lower and the further left, the better")
         axes.set_xlabel("predicted latency (ms)")
         axes.set_ylabel("divergence from the teacher (nats)")
@@ -115,7 +116,12 @@ def results(summary: Summary, rivals: Sequence[Summary] = ()) -> str:
         axes = figure.add_subplot()
         baseline = summary.baseline
         axes.scatter(
-            [baseline.latency_ms], [baseline.metric], s=90, color=_DARK, marker="o", label="baseline"
+            [baseline.latency_ms],
+            [baseline.metric],
+            s=90,
+            color=_DARK,
+            marker="o",
+            label="baseline",
         )
         axes.axhline(baseline.metric, color=_GREY, linewidth=1, linestyle=":")
         for strategy, (colour, marker) in _styles(s.strategy for s in (summary, *rivals)).items():
@@ -138,7 +144,8 @@ def results(summary: Summary, rivals: Sequence[Summary] = ()) -> str:
         axes.margins(y=0.25)
         axes.set_title("Results: measured on the target, scored on the test split")
         axes.set_xlabel("measured latency (ms)")
-        axes.set_ylabel(metric_name(summary.metric) + ("" if summary.metric == "matthews" else " (%)"))
+        unit = "" if summary.metric == "matthews" else " (%)"
+        axes.set_ylabel(metric_name(summary.metric) + unit)
         _legend_below(figure, axes)
     return svg()
 

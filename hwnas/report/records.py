@@ -1,4 +1,4 @@
-"""What the report reads from a run directory: the summary must be there, the rest may be missing."""
+"""What the report reads from a run directory: the summary must be there, the rest may not."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _read_table(file: Path) -> LatencyTable:
 
 
 def read_lines(file: Path, kind: type[Line]) -> tuple[Line, ...]:
-    """The records of a JSONL file, none if it is missing; a last line cut short by a kill is left out.
+    """The records of a JSONL file, none if it is missing, without a last line cut short by a kill.
 
     Raises:
         UserError: a whole line does not fit; names file and line.

@@ -90,7 +90,8 @@ def findings(rows: Sequence[RivalRow], metric: str) -> list[str]:
         sentences.append(
             f"Budget {budget}: search has a mean {metric_name(metric)} of {searched.metric:.1f} "
             f"({_runs(searched)}), the best rival, {best.strategy}, {best.metric:.1f} "
-            f"({_runs(best)}): search is {abs(difference):.1f} points {verdict}{_doubt(searched, best)}"
+            f"({_runs(best)}): search is {abs(difference):.1f} points {verdict}"
+            f"{_doubt(searched, best)}"
         )
     return sentences
 

@@ -56,7 +56,10 @@ def render(summary: Summary) -> RenderableType:
             _verdict(c),
         )
     details = [
-        Text(f"{c.budget}: {text.structure(c.genome)} ({c.kind}), {c.runtime} {c.precision}, {c.path}")
+        Text(
+            f"{c.budget}: {text.structure(c.genome)} ({c.kind}), "
+            f"{c.runtime} {c.precision}, {c.path}"
+        )
         for c in summary.chosen
     ]
     return Group(table, *details, Text(text.headline(summary), style="bold"))

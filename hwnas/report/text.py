@@ -1,4 +1,4 @@
-"""Figures and findings in words, the same in the terminal, in the HTML report and on model cards."""
+"""Figures and findings in words, the same in the terminal, the report and on model cards."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def compute_total(compute: Compute) -> float:
 
 
 def standard_error(summary: Summary) -> float | None:
-    """Of the baseline's accuracy in points, from the number of test examples; None for other metrics."""
+    """Of the baseline's accuracy on the test split, in points; None for other metrics."""
     examples = summary.splits.get("test", 0)
     share = summary.baseline.metric / 100
     if summary.metric != "accuracy" or examples <= 0 or not 0 <= share <= 1:

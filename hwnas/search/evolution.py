@@ -189,23 +189,23 @@ class _SwapBlocks(Crossover):  # type: ignore[misc]
         super().__init__(n_parents=2, n_offsprings=2)
 
     def _do(
-        self, problem: _Budgeted, X: Integers, *args: Any, random_state: Any = None, **_: Any
+        self, problem: _Budgeted, genomes: Integers, *args: Any, random_state: Any = None, **_: Any
     ) -> Integers:
-        _, matings, _ = X.shape
-        blocks = X.reshape(2, matings, -1, 2)
+        _, matings, _ = genomes.shape
+        blocks = genomes.reshape(2, matings, -1, 2)
         swap = random_state.random((matings, blocks.shape[2], 1)) < 0.5
         first = np.where(swap, blocks[1], blocks[0])
         second = np.where(swap, blocks[0], blocks[1])
-        return np.stack([first, second]).reshape(X.shape)
+        return np.stack([first, second]).reshape(genomes.shape)
 
 
 class _ShiftWidths(Mutation):  # type: ignore[misc]
     """About two blocks of each child get other widths, a few options up or down."""
 
     def _do(
-        self, problem: _Budgeted, X: Integers, *args: Any, random_state: Any = None, **_: Any
+        self, problem: _Budgeted, genomes: Integers, *args: Any, random_state: Any = None, **_: Any
     ) -> Integers:
-        changed = X.copy().reshape(len(X), -1, 2)
+        changed = genomes.copy().reshape(len(genomes), -1, 2)
         rate = min(1.0, 2 / changed.shape[1])
         for genome in changed:
             for i, options in enumerate(problem.space.blocks):
@@ -213,7 +213,7 @@ class _ShiftWidths(Mutation):  # type: ignore[misc]
                     genome[i] = _shifted(Block(*genome[i]), options, random_state)
             if not genome.any():
                 genome[0] = _narrowest(problem.space.blocks[0])
-        return changed.reshape(X.shape)
+        return changed.reshape(genomes.shape)
 
 
 def _narrowest(options: BlockOptions) -> Block:
@@ -243,10 +243,10 @@ class _UseBudget(Repair):  # type: ignore[misc]
         self.starts = {start.subnetwork for start in starts}
 
     def _do(
-        self, problem: _Budgeted, X: Integers, *args: Any, random_state: Any = None, **_: Any
+        self, problem: _Budgeted, genomes: Integers, *args: Any, random_state: Any = None, **_: Any
     ) -> Integers:
         repaired = []
-        for genome in X:
+        for genome in genomes:
             subnetwork = problem.space.snap(genome.reshape(-1, 2))
             if subnetwork not in self.starts:
                 subnetwork = problem.within_budget(subnetwork, problem.taste(random_state))

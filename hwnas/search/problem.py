@@ -72,7 +72,8 @@ class BlockTable:
     def fastest(self) -> tuple[int, int]:
         """The cheapest width; the widest of them where several cost the same."""
         flat = self.ms.size - 1 - int(np.argmin(self.ms.ravel()[::-1]))
-        return divmod(flat, self.ms.shape[1])
+        row, column = divmod(flat, self.ms.shape[1])
+        return row, column
 
 
 @dataclass(frozen=True)

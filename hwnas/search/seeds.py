@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
 
 from hwnas.errors import BudgetError
 from hwnas.search.exact import BlockLoss, solve_tables
@@ -56,9 +59,7 @@ def seeds(
     return list(distinct.values())
 
 
-def _starts(
-    space: SearchSpace, tables: Tables, budget_ms: float
-) -> Iterator[tuple[str, Choice]]:
+def _starts(space: SearchSpace, tables: Tables, budget_ms: float) -> Iterator[tuple[str, Choice]]:
     depth = len(space.blocks)
     uniform = _uniform(space, tables, budget_ms, depth)
     if uniform is not None:
@@ -90,9 +91,7 @@ def _may_keep_only(space: SearchSpace, first: int) -> bool:
     return all(options.droppable for options in space.blocks[first:])
 
 
-def _uniform(
-    space: SearchSpace, tables: Tables, budget_ms: float, first: int
-) -> Choice | None:
+def _uniform(space: SearchSpace, tables: Tables, budget_ms: float, first: int) -> Choice | None:
     """The first blocks at the largest common share of their widths that meets the budget."""
     keep = [i < first for i in range(len(space.blocks))]
     for share in _shares(space):
@@ -112,7 +111,7 @@ def _shares(space: SearchSpace) -> list[float]:
     }
     ordered = sorted(shares, reverse=True)
     # between two exact shares, heads and FFN snap to their nearest one after the other
-    middles = [(a + b) / 2 for a, b in zip(ordered, ordered[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in pairwise(ordered)]
     return [float(share) for share in sorted({*ordered, *middles}, reverse=True)]
 
 
@@ -125,19 +124,15 @@ def _whole_layers(space: SearchSpace, tables: Tables, budget_ms: float) -> int:
     return 0
 
 
-def _other_ratio(
-    tables: Tables, uniform: Choice, step: int, budget_ms: float
-) -> Choice | None:
+def _other_ratio(tables: Tables, uniform: Choice, step: int, budget_ms: float) -> Choice | None:
     """All blocks `step` head options up, and the most FFN, the same share in all, that fits."""
     heads = [at[0] + step for at in uniform if at is not None]
     if any(not 0 <= h < len(b.heads) for h, b in zip(heads, tables.blocks, strict=True)):
         return None
-    shares = sorted(
-        {f / table.ffn[-1] for table in tables.blocks for f in table.ffn}, reverse=True
-    )
+    shares = sorted({f / table.ffn[-1] for table in tables.blocks for f in table.ffn}, reverse=True)
     for share in shares:
         choice: Choice = [
-            (h, min(range(len(b.ffn)), key=lambda i, b=b: abs(b.ffn[i] - share * b.ffn[-1])))
+            (h, int(np.argmin(np.abs(np.array(b.ffn) - share * b.ffn[-1]))))
             for h, b in zip(heads, tables.blocks, strict=True)
         ]
         if fits(tables.ms(choice), budget_ms):

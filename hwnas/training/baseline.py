@@ -46,7 +46,7 @@ class Patience:
     evaluations: int = 2  # so many in a row without a new best
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Evaluates on the way, keeps the best weights and the students' start on disk."""
 
     def __init__(
@@ -112,7 +112,7 @@ def train_baseline(
     patience: Patience,
     out: Path,
 ) -> BaselineHistory:
-    """Train `model` and write `out/model`, `out/start` (where students begin) and `out/history.json`.
+    """Train `model`; write `out/model`, `out/start` (where students begin), `out/history.json`.
 
     Args:
         train_set, validation: encoded rows; validation is not the test set.

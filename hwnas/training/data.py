@@ -19,7 +19,7 @@ from hwnas.errors import UserError
 from hwnas.progress import bar
 from hwnas.training import demo_tweets
 from hwnas.training.splits import key, separate
-from hwnas.training.tables import FORMATS, Columns, Row, check_columns, read_file, read_hub
+from hwnas.training.tables import FORMATS, Columns, Row, read_file, read_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,7 +118,11 @@ def load_task(spec: TaskSpec) -> Task:
         UserError: in one line, what is wrong with which file.
     """
     if spec.data == "demo:tweets":
-        check_columns(demo_tweets.COLUMNS, spec.columns, spec.data)
+        if spec.columns != demo_tweets.COLUMNS:
+            raise UserError(
+                f"{spec.data}: its columns are 'text' and 'label', not "
+                f"{', '.join(map(repr, (*spec.columns.texts, spec.columns.label)))}"
+            )
         rows, notes = demo_tweets.read_tweets()
         given = {"train": rows}
     elif spec.data.startswith("demo:"):
@@ -144,7 +148,7 @@ def load_task(spec: TaskSpec) -> Task:
         metric=spec.metric,
         max_length=spec.max_length,
         notes=(*notes, *split_notes),
-        **{split: _dataset(rows, labels) for split, rows in parts.items()},
+        **{split: labelled(rows, labels) for split, rows in parts.items()},
     )
 
 
@@ -192,7 +196,12 @@ def _labels(
     return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
 
 
-def _dataset(rows: Sequence[Row], labels: Sequence[str]) -> Dataset:
+def labelled(rows: Sequence[Row], labels: Sequence[str]) -> Dataset:
+    """The rows with the columns of a `Task`'s splits.
+
+    Args:
+        labels: the names of the classes, by index; every row's is among them.
+    """
     from datasets import Dataset
 
     index = {label: i for i, label in enumerate(labels)}
@@ -223,7 +232,8 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
 
     if max_length > tokenizer.model_max_length:
         raise UserError(
-            f"max_length {max_length}: the model reads at most {tokenizer.model_max_length} tokens"
+            f"max_length {max_length}: the model reads at most {tokenizer.model_max_length} "
+            "tokens; give no more"
         )
     texts, labels = _texts(dataset), dataset[:]["label"]
     names = [n for n in tokenizer.model_input_names if n != "length"]

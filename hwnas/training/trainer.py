@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -40,7 +41,7 @@ _MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels", TEAC
 
 @dataclass(frozen=True)
 class Optimization:
-    """How weights are trained. Distillation applies where the examples carry the teacher's logits."""
+    """How weights are trained; with distillation where examples carry the teacher's logits."""
 
     steps: int
     learning_rate: float
@@ -54,7 +55,7 @@ class Optimization:
     checkpoint_every: int = 250  # steps between resumable checkpoints
 
 
-class PlannedTrainer(Trainer):  # type: ignore[misc]
+class PlannedTrainer(Trainer):
     """A `Trainer` that goes through its training set once, in the order given."""
 
     def __init__(self, *, optimization: Optimization, **kwargs: Any) -> None:
@@ -63,8 +64,9 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False  # our loss is a mean over the batch
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        examples: Any = self.train_dataset
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
+            examples,
             batch_size=self.args.per_device_train_batch_size,
             collate_fn=self.data_collator,
         )
@@ -120,7 +122,7 @@ class SandwichTrainer(PlannedTrainer):
         return total
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
+class _Progress(TrainerCallback):
     def __init__(self, advance: Callable[[float], None]) -> None:
         self.advance = advance
         self.seen = 0
@@ -179,12 +181,14 @@ def train(
         "train_dataset": examples.select_columns(columns).select(order),
         "data_collator": DataCollatorWithPadding(tokenizer),
     }
+    trainer: Any
     if isinstance(model, SuperNetwork):
         if sandwich is None:
             raise TypeError("a super-network needs a sandwich to sample its subnetworks from")
-        trainer: PlannedTrainer = SandwichTrainer(supernet=model, sandwich=sandwich, **common)
+        trainer = SandwichTrainer(supernet=model, sandwich=sandwich, **common)
     else:
         trainer = PlannedTrainer(model=model, **common)
+    trainer.remove_callback(PrinterCallback)
     with bar(title, optimization.steps) as advance:
         for callback in (_Progress(advance), *callbacks):
             trainer.add_callback(callback)

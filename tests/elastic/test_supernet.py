@@ -1,4 +1,4 @@
-"""A subnetwork computes what its extracted dense twin computes, and full width what the model did."""
+"""A subnetwork computes what its dense twin computes, and full width what the model did."""
 
 import copy
 import random

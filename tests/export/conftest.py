@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.util
 import itertools
@@ -12,16 +13,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertTokenizerFast,
-)
 
-from hwnas.anatomy import find_family
 from hwnas.anatomy.dense import new_dense
+from hwnas.elastic.supernet import SuperNetwork
 from hwnas.export import export_model
+from hwnas.models import load_model
 from hwnas.space import Subnetwork
 
 LABELS = ("negative", "neutral", "positive")
@@ -33,27 +29,6 @@ class Exported(NamedTuple):
     model: Any  # dense, torch
     tokenizer: Any
     out: Path  # holds model/, onnx/ and openvino/
-
-
-def cut(source: Any, subnetwork: Subnetwork) -> Any:
-    """A dense model of the first heads and neurons of `source`, by plain slicing."""
-    dense = new_dense(source.config, subnetwork)
-    family = find_family(source.config)
-    kept = {
-        name: tensor
-        for name, tensor in source.state_dict().items()
-        if ".encoder.layer." not in name
-    }
-    dense.load_state_dict(kept, strict=False)
-    originals = family.blocks(source)
-    for block, (index, _) in zip(family.blocks(dense), subnetwork.kept, strict=True):
-        whole = originals[index].state_dict()
-        sliced = {
-            name: whole[name][tuple(slice(size) for size in tensor.shape)]
-            for name, tensor in block.state_dict().items()
-        }
-        block.load_state_dict(sliced)
-    return dense.eval()
 
 
 def tweets(count: int) -> list[str]:
@@ -74,19 +49,13 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def exported(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """MiniLM cut to `WIDTHS`, exported in all formats."""
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(
-        minilm_dir,
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: i for i, label in enumerate(LABELS)},
-    )
-    source = AutoModelForSequenceClassification.from_pretrained(minilm_dir, config=config)
+    source, tokenizer = load_model("demo:minilm", labels=LABELS)
     # a head with weights as large as a trained one's, so that differences would show
+    torch.manual_seed(0)
     torch.nn.init.normal_(source.classifier.weight, std=1.0)
-    model = cut(source, WIDTHS)
-    tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
+    model = SuperNetwork(source).extract(WIDTHS)
     out = tmp_path_factory.mktemp("exported")
     export_model(model, tokenizer, out)
     return Exported(model, tokenizer, out)
@@ -99,14 +68,11 @@ def encoded(exported: Exported, texts: list[str]) -> Dataset:
 
 
 @pytest.fixture
-def tiny(tiny_config: Any, tmp_path: Path) -> tuple[Any, Any]:
+def tiny(tiny_config: Any, tiny_tokenizer: Any) -> tuple[Any, Any]:
     """A heterogeneous model and a tokenizer small enough to export anew in each test."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day", "a"]
-    vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
     torch.manual_seed(0)
     model = new_dense(tiny_config, Subnetwork.of([[2, 32], [4, 64], [1, 16]]))
-    return model, BertTokenizerFast(str(vocabulary))
+    return model, copy.deepcopy(tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from conftest import HALF, THIRD, chosen, make_summary
+from finished_run import HALF, THIRD, chosen, make_summary
 from huggingface_hub import ModelCard
 
 from hwnas.report.card import card

@@ -1,11 +1,11 @@
-"""The pictures: well-formed SVG with what they are to show, and matplotlib's settings left alone."""
+"""The pictures: well-formed SVG with what they are to show; matplotlib's settings stay."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
 import matplotlib
-from conftest import BASELINE_MS, HALF, SPACE, THIRD, chosen, make_candidates, make_finalists
+from finished_run import BASELINE_MS, HALF, SPACE, THIRD, chosen, make_candidates, make_finalists
 
 from hwnas.report import plots
 
@@ -21,7 +21,8 @@ def words(svg: str) -> list[str]:
 
 
 def test_pareto_names_kinds_budgets_and_axes() -> None:
-    text = words(plots.pareto(make_candidates(), [chosen("50%", HALF), chosen("33%", THIRD)], BASELINE_MS))
+    winners = [chosen("50%", HALF), chosen("33%", THIRD)]
+    text = words(plots.pareto(make_candidates(), winners, BASELINE_MS))
     for needed in (
         "budget 50%", "budget 33%", "chosen", "uniform (1)", "baseline (divergence 0)",
         "predicted latency (ms)", "divergence from the teacher (nats)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from conftest import HALF, chosen, make_summary
+from finished_run import HALF, chosen, make_summary
 from rich.console import Console
 
 from hwnas.report.terminal import render

@@ -26,9 +26,7 @@ def true_loss(subnetwork: Subnetwork) -> float:
 
 
 def run(seed: int = 0, evaluations: int = 60, share: float = 0.5) -> list[Evaluated]:
-    return evolve(
-        SPACE, LOSS, COST, share * FULL_MS, true_loss, evaluations=evaluations, seed=seed
-    )
+    return evolve(SPACE, LOSS, COST, share * FULL_MS, true_loss, evaluations=evaluations, seed=seed)
 
 
 def test_all_candidates_are_in_the_space_within_the_budget_and_distinct() -> None:
@@ -122,9 +120,7 @@ def test_finalists_are_the_best_of_each_kind_within_the_budget() -> None:
     assert searched.divergence == min(
         c.divergence for c in widths if not c.kind.startswith("uniform")
     )
-    assert depth.divergence == min(
-        c.divergence for c in found if c.subnetwork.depth < DEPTH
-    )
+    assert depth.divergence == min(c.divergence for c in found if c.subnetwork.depth < DEPTH)
 
 
 def test_finalists_leave_out_what_is_over_the_budget() -> None:

@@ -152,20 +152,26 @@ def test_order_is_fixed_complete_and_of_like_length():
     assert order == training_order(lengths, batch=10, steps=100, seed=1)
     assert order != training_order(lengths, batch=10, steps=100, seed=2)
     assert sorted(order) == list(range(1000))
-    spread = [
-        max(lengths[r] for r in batch) - min(lengths[r] for r in batch)
-        for batch in itertools.batched(order, 10)
-    ] if hasattr(itertools, "batched") else [
-        max(lengths[r] for r in order[i : i + 10]) - min(lengths[r] for r in order[i : i + 10])
-        for i in range(0, 1000, 10)
-    ]
+    spread = (
+        [
+            max(lengths[r] for r in batch) - min(lengths[r] for r in batch)
+            for batch in itertools.batched(order, 10)
+        ]
+        if hasattr(itertools, "batched")
+        else [
+            max(lengths[r] for r in order[i : i + 10]) - min(lengths[r] for r in order[i : i + 10])
+            for i in range(0, 1000, 10)
+        ]
+    )
     assert sum(spread) / len(spread) < 10
 
 
 def test_order_goes_round_when_the_data_is_small():
     order = training_order([5] * 7, batch=4, steps=9, seed=0)
     assert len(order) == 36
-    assert max(order.count(row) for row in range(7)) - min(order.count(row) for row in range(7)) <= 1
+    assert (
+        max(order.count(row) for row in range(7)) - min(order.count(row) for row in range(7)) <= 1
+    )
 
 
 def test_sandwich_depends_on_seed_and_step_only(tiny_config):
