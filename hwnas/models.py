@@ -197,6 +197,7 @@ class _Weights(NamedTuple):
 
 
 def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> _Weights:
+    import torch
     from safetensors import SafetensorError
 
     if not any(folder.glob("*.safetensors")):
@@ -207,7 +208,8 @@ def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> _Wei
     uneven = getattr(config, "hwnas_blocks", None)
     model_class = find_family(config).dense_class(auto_class) if uneven else auto_class
     try:
-        with _quiet_transformers():
+        # building a model draws random weights, to be replaced by the file's
+        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
             model, info = model_class.from_pretrained(
                 folder,
                 config=config,
@@ -217,8 +219,8 @@ def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> _Wei
                 ignore_mismatched_sizes=True,
             )
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise UserError(f"model {name}: weights cannot be read: {_first_line(error)}") from None
-    mismatched = {key for key, *_ in info["mismatched_keys"]}
+        raise UserError(f"model {name}: cannot be loaded: {_first_line(error)}") from None
+    mismatched = set(info["mismatched_keys"])
     return _Weights(model, set(info["missing_keys"]) - mismatched, mismatched)
 
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas import stages
+from hwnas.anatomy import find_shape
 from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
 from hwnas.delivery import deliver
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_model, replacing
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.target import Target
 from hwnas.models import load_model
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
@@ -84,15 +86,18 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
 
 def _prepare(recipe: Recipe, out: Path, resume: bool, given: Given) -> Inputs:
     """Everything that can be wrong with the input is found here, before the folder is made."""
-    task = load_task(recipe.task)
-    _, tokenizer = load_model(recipe.model, labels=task.labels, seed=recipe.seed)
-    if recipe.task.max_length > tokenizer.model_max_length:
-        raise UserError(
-            f"task.max_length {recipe.task.max_length}: the model reads at most "
-            f"{tokenizer.model_max_length} tokens"
-        )
+    task = load_task(recipe.task_at_target)
+    model, tokenizer = load_model(recipe.model, labels=task.labels, seed=recipe.seed)
+    shape = find_shape(model.config)
+    target = Target.parse(recipe.target)
+    for name, length in (("target: seq=", target.seq), ("task.max_length: ", task.max_length)):
+        if length > tokenizer.model_max_length:
+            most = tokenizer.model_max_length
+            raise UserError(f"{name}{length}, the model reads at most {most} tokens")
     if given.table is not None:
-        LatencyTable.load(given.table)
+        table = LatencyTable.load(given.table)
+        table.check_model(shape)
+        table.check_target(target)
     if given.reuse is not None:
         _check_reuse(recipe, given.reuse)
     directory = RunDirectory.open(out, recipe, resume)

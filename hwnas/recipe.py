@@ -80,6 +80,12 @@ class Recipe(Settings):
             raise ValueError(f"budgets {', '.join(values)}: one is given twice; give each once")
         return values
 
+    @property
+    def task_at_target(self) -> TaskSpec:
+        """The task, with texts cut where the target's sequence ends unless the recipe says."""
+        length = self.task.max_length or Target.parse(self.target).seq
+        return self.task.model_copy(update={"max_length": length})
+
     def save(self, path: Path) -> None:
         """Write the whole recipe as YAML."""
         write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))

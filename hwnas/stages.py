@@ -77,8 +77,11 @@ class Inputs:
 
     @cached_property
     def search_validation(self) -> Dataset:
-        half = self.task.search_validation
-        return self._encode(half.select(range(min(len(half), self.plan.evaluation_rows))))
+        return self._first(self.plan.evaluation_rows)
+
+    @cached_property
+    def plateau_validation(self) -> Dataset:
+        return self._first(self.plan.plateau_rows)
 
     @cached_property
     def choice_validation(self) -> Dataset:
@@ -106,6 +109,10 @@ class Inputs:
         lengths = self.train["length"]
         return max(1, round(float(sum(lengths)) / len(lengths)))
 
+    def _first(self, count: int) -> Dataset:
+        half = self.task.search_validation
+        return self._encode(half.select(range(min(len(half), count))))
+
     def _encode(self, split: Dataset) -> Dataset:
         return encode(split, self.tokenizer, self.task.max_length)
 
@@ -122,27 +129,21 @@ def baseline(inputs: Inputs) -> BaselineHistory:
             model,
             inputs.tokenizer,
             inputs.train,
-            inputs.search_validation,
+            inputs.plateau_validation,
             inputs.optimization(plan.baseline_steps, inputs.recipe.training.baseline_rate, 1),
             start_step=plan.start_steps,
-            patience=Patience(every=max(1, plan.baseline_steps // 6)),
+            patience=Patience(every=max(1, plan.baseline_steps // 8)),
             out=out,
         )
     return read_history(out)
 
 
 def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
-    """`table.json`: operator costs of the target, measured now or given by the user.
-
-    Raises:
-        UserError: the given table is of another model or target.
-    """
+    """`table.json`: operator costs of the target, measured now or given (and checked) before."""
     path = inputs.path / "table.json"
     if not path.exists():
         if given is not None:
             table = LatencyTable.load(given)
-            table.check_model(inputs.shape)
-            table.check_target(inputs.target)
         else:
             from hwnas.latency.profile import profile
 

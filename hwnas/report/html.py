@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.errors import UserError
 from hwnas.files import write_text
 from hwnas.report import plots, text
 from hwnas.report.records import RunRecords, read_run
 from hwnas.report.rivals import compare, findings, read_rivals
 
 if TYPE_CHECKING:
-    from hwnas.latency.table import LatencyTable, Validation
     from hwnas.summary import Summary
 
 PARITY_LIMIT = 1e-3  # largest difference of logits between an exported file and torch
@@ -75,8 +73,8 @@ def render_page(records: RunRecords, rivals: Sequence[Summary] = ()) -> str:
         compute_total=text.compute_total(summary.compute),
         rivals=rows,
         rival_findings=findings(rows, summary.metric),
-        table=records.table,
-        machine=_machine(records.table),
+        trust=text.trust(records.table) if records.table else None,
+        machine=text.machine(records.table) if records.table else [],
         finalists=records.finalists,
         candidates=records.candidates,
         rounds=max((c.round for c in records.candidates), default=1),
@@ -89,9 +87,7 @@ def _pictures(records: RunRecords, rivals: Sequence[Summary]) -> dict[str, Any]:
     from markupsafe import Markup
 
     summary = records.summary
-    drawn: dict[str, str | None] = dict.fromkeys(
-        ("pareto", "layers", "validation", "finalists")
-    )
+    drawn: dict[str, str | None] = dict.fromkeys(("pareto", "layers", "validation", "finalists"))
     drawn["results"] = plots.results(summary, rivals)
     if records.candidates:
         drawn["pareto"] = plots.pareto(
@@ -99,11 +95,8 @@ def _pictures(records: RunRecords, rivals: Sequence[Summary]) -> dict[str, Any]:
         )
     if summary.chosen:
         drawn["layers"] = plots.layers(summary.chosen, records.full)
+    if records.table and records.table.validation:
+        drawn["validation"] = plots.validation(records.table.validation)
     if records.finalists:
         drawn["finalists"] = plots.finalists(records.finalists)
     return {name: svg and Markup(svg) for name, svg in drawn.items()}
-
-
-def _machine(table: LatencyTable | None) -> list[tuple[str, str]]:
-    """What the table says of the machine that it was measured on, name and value."""
-    return []

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from hwnas.latency.table import Validation
+
 WIDTH = 10.0  # inches, of every picture
 _MANY = 3000  # points from which they are drawn as an image, to keep the page small
 _DARK = "#222222"
@@ -59,9 +61,7 @@ _SETTINGS: dict[Any, Any] = {  # of matplotlib's rc parameters
 }
 
 
-def pareto(
-    candidates: Sequence[Candidate], chosen: Sequence[Chosen], baseline_ms: float
-) -> str:
+def pareto(candidates: Sequence[Candidate], chosen: Sequence[Chosen], baseline_ms: float) -> str:
     """Every evaluated candidate: predicted latency against divergence from the teacher."""
     with _drawing("pareto", height=5.2) as (figure, svg):
         axes = figure.add_subplot()
@@ -168,27 +168,36 @@ def layers(chosen: Sequence[Chosen], full: Sequence[tuple[int, int]]) -> str:
     return svg()
 
 
-def validation(
-    predicted_ms: Sequence[float], measured_ms: Sequence[float], note: str
-) -> str:
+def validation(found: Validation) -> str:
     """Whole networks that the table had not seen: predicted against measured latency."""
+    measured = [row.measured_ms for row in found.rows]
+    predicted = [row.predicted_ms for row in found.rows]
+    by_flops = [row.flops_ms for row in found.rows]
     with _drawing("validation", height=5.0) as (figure, svg):
         axes = figure.add_subplot()
-        top = 1.08 * max(*predicted_ms, *measured_ms)
+        top = 1.08 * max(*measured, *predicted, *by_flops)
         axes.plot([0, top], [0, top], color=_GREY, linewidth=1, linestyle="--", label="equal")
-        axes.scatter(
-            measured_ms, predicted_ms, s=44, color=_HEADS, alpha=0.85, linewidths=0, label="network"
-        )
+        for values, label, filled in (
+            (by_flops, f"line through FLOPs (off by {found.flops_mape:.1f} %)", False),
+            (predicted, f"table (off by {found.mape:.1f} %)", True),
+        ):
+            axes.scatter(
+                measured,
+                values,
+                s=44,
+                marker="o" if filled else "s",
+                facecolors=_HEADS if filled else "none",
+                edgecolors=_HEADS if filled else _FFN,
+                alpha=0.85,
+                label=label,
+            )
         axes.set_xlim(0, top)
         axes.set_ylim(0, top)
         axes.set_aspect("equal")
         axes.set_title("Latency table: predicted against measured")
         axes.set_xlabel("measured latency (ms)")
         axes.set_ylabel("predicted latency (ms)")
-        axes.legend(loc="upper left")
-        axes.text(
-            0.98, 0.03, note, transform=axes.transAxes, ha="right", va="bottom", color=_DARK
-        )
+        _legend_outside(axes)
     return svg()
 
 
@@ -230,9 +239,7 @@ def finalists(records: Sequence[Finalist]) -> str:
     return svg()
 
 
-def _block_bars(
-    axes: Axes, widths: Sequence[int], limits: Sequence[int], colour: str
-) -> None:
+def _block_bars(axes: Axes, widths: Sequence[int], limits: Sequence[int], colour: str) -> None:
     """Bars of the active widths before bars of the full ones; a block left out says so."""
     places = range(len(widths))
     crowded = len(widths) > 12

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from hwnas.summary import Chosen, Compute, Summary
+
+if TYPE_CHECKING:
+    from hwnas.latency.table import LatencyTable
 
 NO_CHOICE = "No smaller model was chosen: no budget was met."
 
@@ -96,6 +100,51 @@ def headline(summary: Summary) -> str:
             f"{milliseconds(c.budget_ms)} allowed."
         )
     return " ".join(sentences) or NO_CHOICE
+
+
+def trust(table: LatencyTable) -> str:
+    """How far the table's predictions can be trusted, by its validation."""
+    found = table.validation
+    if found is None:
+        return (
+            "The table was not validated on unseen networks; "
+            "profile with --validate N to see how far to trust its predictions."
+        )
+    side = "slow" if found.bias > 0 else "fast"
+    sentences = [
+        f"On {found.n} subnetworks that the table had not seen, its predictions are off by "
+        f"{found.mape:.1f} % in the mean, {abs(found.bias):.1f} % too {side} on the whole, and "
+        f"rank them with a Kendall tau of {found.kendall_tau:.2f}.",
+        f"The same networks measured twice differ by {found.noise:.1f} %, which is the machine's "
+        "own noise.",
+        f"A straight line through FLOPs is off by {found.flops_mape:.1f} %.",
+    ]
+    if found.coverage_90 is not None:
+        sentences.append(
+            f"{percent(found.coverage_90)} of the measurements lie in the 90 % intervals."
+        )
+    return " ".join(sentences)
+
+
+def machine(table: LatencyTable) -> list[tuple[str, str]]:
+    """What was measured, on what and how, as name and value."""
+    device, protocol = table.device, table.protocol
+    clock = "processor time" if protocol.clock == "process" else "wall time"
+    return [
+        ("model", str(table.model)),
+        ("target", table.target),
+        ("processor", f"{device.cpu}, {device.cores} logical cores"),
+        ("instructions", " ".join(device.flags) or "none of those that fast kernels need"),
+        ("frequency governor", device.governor or "unknown"),
+        ("memory", f"{device.memory_gb:.1f} GB"),
+        ("system", device.system),
+        ("versions", ", ".join(f"{name} {number}" for name, number in table.versions.items())),
+        (
+            "protocol",
+            f"{protocol.pairs} pairs for each network, {clock}, against {protocol.reference}; "
+            f"{duration(protocol.seconds)} in all",
+        ),
+    ]
 
 
 def compute_total(compute: Compute) -> float:

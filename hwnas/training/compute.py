@@ -24,14 +24,15 @@ class ComputePlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     minutes: float | None = Field(None, gt=0)  # of training, all stages; scales the steps below
-    batch: int = Field(32, gt=0)
-    start_steps: int = Field(250, ge=1)  # of the original, before the students start from it
-    supernet_steps: int = Field(60, ge=1)
-    evaluations: int = Field(48, ge=1)  # candidates that the search evaluates, for each budget
-    evaluation_rows: int = Field(512, ge=1)  # validation rows that the search looks at
+    batch: int = Field(16, gt=0)
+    start_steps: int = Field(300, ge=1)  # of the original, before the students start from it
+    supernet_steps: int = Field(30, ge=1)
+    evaluations: int = Field(24, ge=1)  # candidates that the search evaluates, for each budget
+    evaluation_rows: int = Field(256, ge=1)  # validation rows that the search looks at
+    plateau_rows: int = Field(512, ge=1)  # validation rows that end the baseline's training
     entrants: int = Field(3, ge=1)  # finalists, for each budget
-    first_rung_steps: int = Field(50, ge=1)  # of each finalist, before all but one are dropped
-    finalist_steps: int = Field(350, ge=2)  # of the winner, first rung included
+    first_rung_steps: int = Field(40, ge=1)  # of each finalist, before all but one are dropped
+    finalist_steps: int = Field(600, ge=2)  # of the winner, first rung included
 
     @property
     def student_steps(self) -> int:

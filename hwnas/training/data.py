@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Metric = Literal["accuracy", "f1", "f1_macro", "matthews"]
 TEXT_COLUMNS = ("text", "text2")  # their names in every split
 _FEW = 100  # a test split smaller than this scores accuracy with a standard error of 4 points
+_MAX_LENGTH = 128
 _CHUNK = 4096  # texts tokenized at a time
 
 
@@ -43,7 +44,8 @@ class TaskSpec(BaseModel):
     text: str | list[str] = "text"  # one column, or the two of a pair
     label: str = "label"
     metric: Metric = "accuracy"  # f1: of the second of two classes
-    max_length: int = Field(128, ge=4)  # tokens; longer texts are cut
+    # tokens; longer texts are cut. By default the target's seq, or 128 where there is no target
+    max_length: int | None = Field(None, ge=4)
 
     @field_validator("text")
     @classmethod
@@ -117,27 +119,17 @@ def load_task(spec: TaskSpec) -> Task:
     Raises:
         UserError: in one line, what is wrong with which file.
     """
-    if spec.data == "demo:tweets":
-        if spec.columns != demo_tweets.COLUMNS:
-            raise UserError(
-                f"{spec.data}: its columns are 'text' and 'label', not "
-                f"{', '.join(map(repr, (*spec.columns.texts, spec.columns.label)))}"
-            )
-        rows, notes = demo_tweets.read_tweets()
-        given = {"train": rows}
-    elif spec.data.startswith("demo:"):
-        raise UserError(f"data {spec.data!r}: unknown demo data; known: demo:tweets")
-    elif _is_file(spec.data):
-        given, notes = {"train": read_file(Path(spec.data).expanduser(), spec.columns)}, []
-    else:
-        given, notes = read_hub(spec.data, spec.subset, spec.columns)
+    given, notes = _read_source(spec)
     sources = dict.fromkeys(("train", "validation", "test"), spec.data)
     for split, file in (("validation", spec.validation), ("test", spec.test)):
         if file is not None:
             given[split] = read_file(Path(file).expanduser(), spec.columns)
             sources[split] = file
     parts, split_notes = separate(given)
-    labels = _labels(parts, sources, spec)
+    _check_sizes(parts, sources)
+    labels = _class_names(parts["train"], sources["train"], spec)
+    for split in ("validation", "test"):
+        _check_seen(parts[split], labels, sources[split], split)
     few = len(parts["test"]) < _FEW
     split_notes += [f"test has only {len(parts['test'])} rows: its score is rough"] if few else []
     return Task(
@@ -146,10 +138,27 @@ def load_task(spec: TaskSpec) -> Task:
         label=spec.label,
         labels=labels,
         metric=spec.metric,
-        max_length=spec.max_length,
+        max_length=spec.max_length or _MAX_LENGTH,
         notes=(*notes, *split_notes),
         **{split: labelled(rows, labels) for split, rows in parts.items()},
     )
+
+
+def _read_source(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
+    """The rows of `spec.data`, by split, and notes; a single source is all `train`."""
+    if spec.data == "demo:tweets":
+        if spec.columns != demo_tweets.COLUMNS:
+            raise UserError(
+                f"{spec.data}: its columns are 'text' and 'label', not "
+                f"{', '.join(map(repr, (*spec.columns.texts, spec.columns.label)))}"
+            )
+        rows, notes = demo_tweets.read_tweets()
+        return {"train": rows}, notes
+    if spec.data.startswith("demo:"):
+        raise UserError(f"data {spec.data!r}: unknown demo data; known: demo:tweets")
+    if _is_file(spec.data):
+        return {"train": read_file(Path(spec.data).expanduser(), spec.columns)}, []
+    return read_hub(spec.data, spec.subset, spec.columns)
 
 
 def _is_file(data: str) -> bool:
@@ -158,10 +167,8 @@ def _is_file(data: str) -> bool:
     return path.exists() or looks_like_one or data.startswith((".", "/", "~"))
 
 
-def _labels(
-    parts: Mapping[str, Sequence[Row]], sources: Mapping[str, str], spec: TaskSpec
-) -> list[str]:
-    """The names of the classes in order, having checked that the splits can train and judge."""
+def _check_sizes(parts: Mapping[str, Sequence[Row]], sources: Mapping[str, str]) -> None:
+    """Raise `UserError` unless every split has the rows that its use takes."""
     for split, rows in parts.items():
         needed = 1 if split == "test" else 2  # validation is halved
         # near-duplicates stand side by side, so equal ends mean that all are one text
@@ -171,29 +178,35 @@ def _labels(
                 f"{sources[split]}: too few rows: {distinct or 'none'} left for {split} "
                 "once split without near-duplicates; give more data, or a file for each split"
             )
-    names = {row.label for row in parts["train"]}
-    for split in ("validation", "test"):
-        unseen = Counter(row.label for row in parts[split] if row.label not in names)
-        if unseen:
-            name, count = unseen.most_common(1)[0]
-            raise UserError(
-                f"{sources[split]}: label {name!r} ({count} rows of {split}) is never seen in "
-                "training; correct the label, remove the rows or add such rows to train"
-            )
+
+
+def _class_names(rows: Sequence[Row], source: str, spec: TaskSpec) -> list[str]:
+    """The names of the classes in the training rows, in order."""
+    names = {row.label for row in rows}
     if len(names) < 2:
         raise UserError(
-            f"{sources['train']}: every row of train has label {min(names)!r}; "
-            "a task needs two classes"
+            f"{source}: every row of train has label {min(names)!r}; a task needs two classes"
         )
-    if 2 * len(names) > len(parts["train"]):
+    if 2 * len(names) > len(rows):
         raise UserError(
-            f"{sources['train']}: column {spec.label!r} has {len(names)} different labels in "
-            f"{len(parts['train'])} rows of train; is it the right column?"
+            f"{source}: column {spec.label!r} has {len(names)} different labels in "
+            f"{len(rows)} rows of train; is it the right column?"
         )
     if spec.metric == "f1" and len(names) > 2:
         raise UserError(f"metric f1 is for two classes, {spec.data} has {len(names)}; use f1_macro")
     numeric = all(name.removeprefix("-").isdecimal() for name in names)
     return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
+
+
+def _check_seen(rows: Sequence[Row], labels: Sequence[str], source: str, split: str) -> None:
+    """Raise `UserError` if a held-out row has a label that training does not know."""
+    unseen = Counter(row.label for row in rows if row.label not in labels)
+    if unseen:
+        name, count = unseen.most_common(1)[0]
+        raise UserError(
+            f"{source}: label {name!r} ({count} rows of {split}) is never seen in "
+            "training; correct the label, remove the rows or add such rows to train"
+        )
 
 
 def labelled(rows: Sequence[Row], labels: Sequence[str]) -> Dataset:

@@ -12,6 +12,7 @@ from finished_run import (
     make_candidates,
     make_finalists,
     make_summary,
+    make_table,
     write_lines,
 )
 
@@ -28,6 +29,7 @@ def write_run(tmp_path: Path) -> Write:
         write_json(run / "summary.json", make_summary(**changes))
         if not bare:
             write_json(run / "space.json", SPACE)
+            make_table().save(run / "table.json")
             write_lines(run / "candidates.jsonl", make_candidates())
             write_lines(run / "finalists.jsonl", make_finalists())
         return run

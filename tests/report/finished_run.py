@@ -9,6 +9,16 @@ from typing import Any
 
 from hwnas.anatomy import Shape
 from hwnas.files import write_text
+from hwnas.latency.table import (
+    Device,
+    Entry,
+    LatencyTable,
+    Milliseconds,
+    ModelSizes,
+    Protocol,
+    Validation,
+    ValidationRow,
+)
 from hwnas.space import SearchSpace, Subnetwork, macs
 from hwnas.summary import Baseline, Candidate, Chosen, Compute, Finalist, Record, Summary
 
@@ -106,6 +116,60 @@ def _candidate(budget: str, kind: str, genome: list[list[int]], divergence: floa
         divergence=divergence,
         predicted_ms=predicted(genome),
     )
+
+
+def make_table(**changes: Any) -> LatencyTable:
+    """A table of a few widths; `changes` replace single fields."""
+    values: dict[str, Any] = {
+        "model": ModelSizes.of(SHAPE),
+        "target": "openvino:cpu:threads=1,batch=1,seq=64",
+        "device": Device(
+            cpu="Some CPU",
+            flags=("avx2", "avx512f"),
+            cores=8,
+            governor=None,
+            memory_gb=15.6,
+            system="Linux 6.1 x86_64",
+        ),
+        "versions": {"openvino": "2026.0", "torch": "2.13.0"},
+        "protocol": Protocol(pairs=9, clock="process", reference="the full model", seconds=75),
+        "reference_ms": BASELINE_MS,
+        "entries": (
+            _entry("fixed", {}, 0.4),
+            *(_entry("attention", {"heads": heads}, 0.12 * heads) for heads in (12, 6, 1)),
+            *(_entry("ffn", {"width": width}, 0.0013 * width) for width in (128, 768, 1536)),
+        ),
+        "validation": make_validation(),
+    }
+    return LatencyTable(**(values | changes))
+
+
+def _entry(op: Any, dims: dict[str, int], ms: float) -> Entry:
+    spread = Milliseconds(median=ms, p10=0.98 * ms, p90=1.05 * ms)
+    return Entry(op=op, dims=dims, ms=spread, ratio_to_reference=ms / BASELINE_MS, samples=9)
+
+
+def make_validation(**changes: Any) -> Validation:
+    rows = tuple(
+        ValidationRow(
+            genome=genome,
+            predicted_ms=0.98 * predicted(genome),
+            measured_ms=predicted(genome),
+            remeasured_ms=1.01 * predicted(genome),
+            flops_ms=0.9 * predicted(genome),
+        )
+        for genome in (HALF, THIRD)
+    )
+    values: dict[str, Any] = {
+        "n": 2,
+        "mape": 2.0,
+        "bias": -2.0,
+        "kendall_tau": 0.95,
+        "noise": 1.0,
+        "flops_mape": 10.04,
+        "rows": rows,
+    }
+    return Validation(**(values | changes))
 
 
 def make_finalists() -> list[Finalist]:

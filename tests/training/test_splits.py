@@ -49,8 +49,8 @@ def test_what_tells_texts_apart_is_kept() -> None:
 
 
 def test_the_hash_is_the_same_on_every_machine() -> None:
-    assert position("what a day") == pytest.approx(0.8094107, abs=1e-7)
-    assert position("") == pytest.approx(0.8936738, abs=1e-7)
+    assert position("what a day") == 0.22886895622806117
+    assert position("") == 0.8931675160897388
 
 
 @settings(max_examples=60, deadline=None)

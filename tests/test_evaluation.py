@@ -1,0 +1,109 @@
+"""`hwnas evaluate`: one value for the three formats, and files that do not fit the model."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hwnas.anatomy.dense import new_dense
+from hwnas.errors import UserError
+from hwnas.evaluation import evaluate_folder
+from hwnas.export import FORMATS, export_model, save_model
+from hwnas.space import Subnetwork
+
+LABELS = ("negative", "neutral", "positive")
+WORDS = ("good", "bad", "day", "a", "other")
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    rng = random.Random(0)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 20))) for _ in range(60)]
+
+
+@pytest.fixture
+def model(tiny_config: Any) -> Any:
+    torch.manual_seed(0)
+    model = new_dense(tiny_config, Subnetwork.of([[2, 32], [4, 64], [1, 16]]))
+    torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    return model
+
+
+def write(path: Path, texts: list[str], labels: list[str], label: str = "label") -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", label), *zip(texts, labels, strict=True)])
+    return path
+
+
+def evaluate(folder: Path, data: Path, **changes: Any) -> Any:
+    values = {"text": ["text"], "label": "label", "metric": "accuracy", "max_length": 64}
+    return evaluate_folder(folder, data, **(values | changes))
+
+
+def test_every_format_gives_what_the_torch_model_says(
+    model: Any, tiny_tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    batch = tiny_tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**batch).logits
+    guesses = logits.argmax(-1)
+    truth = torch.where(torch.arange(60) < 45, guesses, (guesses + 1) % 3)
+    data = write(tmp_path / "rows.csv", texts, [LABELS[i] for i in truth])
+    loss = torch.nn.functional.cross_entropy(logits, truth).item()
+    export_model(model, tiny_tokenizer, tmp_path / "out")
+
+    for name in FORMATS:
+        found = evaluate(tmp_path / "out" / name, data)
+        assert found.value == pytest.approx(75.0)
+        assert found.cross_entropy == pytest.approx(loss, abs=1e-4)
+        assert (found.rows, found.metric, found.data) == (60, "accuracy", str(data))
+    f1 = [evaluate(tmp_path / "out" / name, data, metric="f1_macro").value for name in FORMATS]
+    assert len(set(f1)) == 1 and math.isfinite(f1[0])
+
+
+@pytest.fixture
+def folder(model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
+    save_model(model, tiny_tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refused(folder: Path, data: Path, **changes: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        evaluate(folder, data, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_label_that_the_model_does_not_know(folder: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.csv", ["a", "b", "c"], ["neutral", "positive", "sad"])
+    assert refused(folder, data) == (
+        f"{data}: line 4: label 'sad' is not one of: negative, neutral, positive"
+    )
+
+
+def test_columns(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.csv", texts, ["neutral"] * 60, label="mood")
+    assert "no column 'label'; it has: text, mood" in refused(folder, data)
+    assert evaluate(folder, data, label="mood").rows == 60
+    pair = evaluate(folder, data, label="mood", text=["text", "text"])
+    assert pair.rows == 60
+    assert "give one, or the two of a pair" in refused(folder, data, text=["text"] * 3)
+
+
+def test_metrics_that_do_not_fit(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.csv", texts, ["neutral"] * 60)
+    assert "metric 'bleu': unknown; known: accuracy, f1," in refused(folder, data, metric="bleu")
+    assert "metric f1 is for two classes" in refused(folder, data, metric="f1")
+    assert "max_length 65: the model reads at most 64" in refused(folder, data, max_length=65)
+
+
+def test_folders_and_files_that_are_not_there(folder: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.csv", ["a"], ["neutral"])
+    assert "nowhere: no such folder" in refused(tmp_path / "nowhere", data)
+    assert "none.csv: no such file" in refused(folder, tmp_path / "none.csv")
