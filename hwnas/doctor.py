@@ -42,6 +42,8 @@ _SECONDS = 1.0  # of timing
 
 
 class Facts(BaseModel):
+    """Base of what is found: fixed once made, no fields but the known."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,15 +155,14 @@ def resize_openvino(graph: Any, names: list[_Names], subnetwork: Subnetwork, hea
             for matmul in within(path, "MatMul"):
                 # weights lie as (out, in), or the other way round
                 at = axis if matmul.get_attributes()["transpose_b"] else 1 - axis
-                _set_constant(matmul, lambda a, at=at, width=width: _resized(a, at, width))
+                _set_constant(matmul, partial(_resized, axis=at, width=width))
             if axis == 0:
                 for add in within(path, "Add"):
-                    _set_constant(add, lambda a, width=width: _resized(a, -1, width))
+                    _set_constant(add, partial(_resized, axis=-1, width=width))
         for path in where.attention:
             for reshape in within(path, "Reshape"):
-                _set_constant(
-                    reshape, lambda a, heads=block.heads: _reshape_to(a, heads, head_size)
-                )
+                change = partial(_reshape_to, heads=block.heads, head_size=head_size)
+                _set_constant(reshape, change)
     if len(kept) < len(names):
         last, end = (_openvino_output(operations, names[i]) for i in (len(kept) - 1, -1))
         for port in end.get_target_inputs():
@@ -250,7 +250,7 @@ def _onnx_output(graph: Any, names: _Names) -> str:
     inside = f"{_scope(names.block)}/"
     made = {o for node in graph.node if node.name.startswith(inside) for o in node.output}
     outside = (node for node in graph.node if not node.name.startswith(inside))
-    return next(name for node in outside for name in node.input if name in made)
+    return str(next(name for node in outside for name in node.input if name in made))
 
 
 def _remove_unused(graph: Any) -> None:

@@ -2,16 +2,16 @@
 
 Latency is additive: a fixed part (embeddings, head of the task, the call itself) and, for each
 kept block, its attention at so many heads and its FFN at such a width. Between measured widths
-costs are interpolated; noise that would make a wider operator cheaper is smoothed away.
+costs are interpolated, and no wider operator is ever predicted to be cheaper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from hwnas.space import Block, Subnetwork
 
@@ -23,28 +23,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Cost over width: `ms[i]` at `widths[i]`, ascending; linear in between and beyond the ends."""
+    """Cost over width: `ms[i]` at `widths[i]`, both ascending; linear in between and beyond."""
 
     widths: Floats
     ms: Floats
 
     @classmethod
-    def of(cls, points: dict[int, float]) -> Curve:
-        """The curve through measured points, made monotone (isotonic regression)."""
-        widths = np.array(sorted(points), dtype=np.float64)
-        raw = np.array([points[int(width)] for width in widths])
-        return cls(widths, np.asarray(isotonic_regression(raw).x, dtype=np.float64))
+    def of(cls, points: Mapping[int, float]) -> Curve:
+        """The curve through measured points, each raised to the dearest of those narrower."""
+        widths = sorted(points)
+        ms = np.maximum.accumulate([points[width] for width in widths])
+        return cls(np.array(widths, dtype=np.float64), np.asarray(ms, dtype=np.float64))
 
     def at(self, widths: npt.ArrayLike) -> Floats:
-        """The cost at these widths, ms, same shape."""
+        """The cost at these widths, ms, same shape; beyond the ends by the average slope."""
         width = np.asarray(widths, dtype=np.float64)
-        inside = np.interp(width, self.widths, self.ms)
         if len(self.widths) < 2:
-            return inside * width / self.widths[0]
+            return np.asarray(self.ms[0] * width / self.widths[0], dtype=np.float64)
         slope = (self.ms[-1] - self.ms[0]) / (self.widths[-1] - self.widths[0])
-        below = slope * np.minimum(width - self.widths[0], 0)
-        above = slope * np.maximum(width - self.widths[-1], 0)
-        return np.asarray(inside + below + above, dtype=np.float64)
+        outside = width - np.clip(width, self.widths[0], self.widths[-1])
+        cost = np.interp(width, self.widths, self.ms) + slope * outside
+        return np.asarray(np.maximum(cost, 0.0), dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,10 @@ class LatencyPredictor:
         return np.asarray(self.fixed_ms + cost.sum(axis=-1), dtype=np.float64)
 
     def scaled(self, factor: float) -> LatencyPredictor:
-        """The same with every cost times `factor`, after a measurement has shown it to be off."""
+        """The same with every cost times `factor`, after a measurement has shown it to be off.
+
+        The baseline stays: it is a measurement.
+        """
         return replace(
             self,
             fixed_ms=self.fixed_ms * factor,

@@ -8,11 +8,20 @@ predicts whole subnetworks that it had not seen.
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from hwnas.anatomy import Shape
 from hwnas.errors import UserError
@@ -20,15 +29,21 @@ from hwnas.files import read_model, write_json
 from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.latency.target import Target
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # that this module reads and writes
 Operator = Literal["fixed", "attention", "ffn"]
-_RUNTIMES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "torch": "torch"}
+_DIMS = {"fixed": [], "attention": ["heads"], "ffn": ["width"]}  # of each operator
+# packages that make and serve the measured graph, beside torch and transformers
+_PACKAGES = {
+    "openvino": ("openvino", "optimum", "optimum-intel"),
+    "onnxruntime": ("onnxruntime", "optimum", "optimum-onnx"),
+    "torch": (),
+}
 
 
 class Part(BaseModel):
-    """Base of the table's parts: fixed once made, no fields but the known."""
+    """Base of the table's parts: fixed once made, no fields but the known, no infinite numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSizes(Part):
@@ -80,11 +95,11 @@ class Protocol(Part):
 
 
 class Milliseconds(Part):
-    """A cost and the percentiles of its measurement."""
+    """A cost, and how much lower and higher single inferences put it."""
 
-    median: float = Field(ge=0)
-    p10: float
-    p90: float
+    median: NonNegativeFloat
+    p10: NonNegativeFloat
+    p90: NonNegativeFloat
 
 
 class Entry(Part):
@@ -93,8 +108,8 @@ class Entry(Part):
     op: Operator
     dims: dict[str, int]  # {"heads": 6} or {"width": 768}; none for what every subnetwork costs
     ms: Milliseconds
-    ratio_to_reference: float = Field(ge=0)
-    samples: PositiveInt
+    ratio_to_reference: NonNegativeFloat
+    samples: PositiveInt  # timed inferences of the stacks that this width was measured in
 
 
 class ValidationRow(Part):
@@ -108,22 +123,25 @@ class ValidationRow(Part):
 
 
 class Validation(Part):
-    """How well the table predicts, beside the machine's own noise and the FLOPs line."""
+    """How well the table predicts, beside the machine's own noise and the FLOPs line.
+
+    Errors are against the first measurement of each network.
+    """
 
     n: PositiveInt
-    mape: float  # per cent
+    mape: float  # mean absolute error, per cent
     bias: float  # mean signed error, per cent; above 0 predicts too slow
     kendall_tau: float
     noise: float  # per cent, mean difference of the two measurements of a network
     flops_mape: float  # per cent
-    coverage_90: float | None = None  # of an interval; None: the table gives none
+    coverage_90: float | None = None  # share of the rows within the table's `interval_90`
     rows: tuple[ValidationRow, ...]
 
 
 class LatencyTable(Part):
     """Operator costs of one model's sizes on one target."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     model: ModelSizes
     target: str
     device: Device
@@ -131,17 +149,45 @@ class LatencyTable(Part):
     protocol: Protocol
     reference_ms: PositiveFloat  # latency of the full model
     entries: tuple[Entry, ...]
+    # nine of ten measurements are expected within this share of the predicted latency
+    interval_90: NonNegativeFloat | None = None
     validation: Validation | None = None
+
+    @field_validator("schema_version", mode="before")
+    @classmethod
+    def _known_version(cls, version: Any) -> Any:
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"this hwnas reads version {SCHEMA_VERSION}, the table is of version {version!r}; "
+                "profile the device again"
+            )
+        return version
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, target: str) -> str:
+        try:
+            return str(Target.parse(target))
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _complete(self) -> LatencyTable:
-        for op in ("fixed", "attention", "ffn"):
-            if not any(entry.op == op for entry in self.entries):
-                raise ValueError(f"entries: none of {op!r}; profile the device again")
         for entry in self.entries:
-            wanted = {"fixed": [], "attention": ["heads"], "ffn": ["width"]}[entry.op]
-            if list(entry.dims) != wanted:
+            wanted = _DIMS[entry.op]
+            if list(entry.dims) != wanted or any(size <= 0 for size in entry.dims.values()):
                 raise ValueError(f"entries: {entry.op} with dims {entry.dims}, expected {wanted}")
+        if [entry.op for entry in self.entries].count("fixed") != 1:
+            raise ValueError("entries: exactly one of 'fixed' is needed; profile the device again")
+        widest = {"attention": max(self.model.heads), "ffn": max(self.model.ffn)}
+        for op, most in widest.items():
+            sizes = [size for e in self.entries if e.op == op for size in e.dims.values()]
+            if len(set(sizes)) < len(sizes):
+                raise ValueError(f"entries: a width of {op!r} is given twice")
+            if not sizes or max(sizes) < most:
+                raise ValueError(
+                    f"entries: none of {op!r} at the model's width {most}; profile the device again"
+                )
         return self
 
     @classmethod
@@ -159,11 +205,13 @@ class LatencyTable(Part):
 
     def check_model(self, shape: Shape) -> None:
         """Raise `UserError` unless the table is of a model of these sizes."""
-        mine, theirs = self.model, ModelSizes.of(shape)
-        if mine != theirs:
+        mine, theirs = dict(self.model), dict(ModelSizes.of(shape))
+        other = [name for name in mine if mine[name] != theirs[name]]
+        if other:
+            sides = [", ".join(f"{n} {_short(side[n])}" for n in other) for side in (mine, theirs)]
             raise UserError(
-                f"latency table: measured for another model ({mine}), this one is {theirs}; "
-                "profile this model"
+                f"latency table: measured for a model of {sides[0]}, this one is of {sides[1]}; "
+                "profile this model or give a table of it"
             )
 
     def check_target(self, target: Target) -> None:
@@ -206,6 +254,16 @@ def describe_device() -> Device:
 
 
 def versions_of(target: Target) -> dict[str, str]:
-    """Versions of what makes and serves the measured graphs."""
-    names = {cast(str, _RUNTIMES[target.runtime]), "torch", "transformers", "optimum"}
-    return {name: metadata.version(name) for name in sorted(names)}
+    """Versions of what makes and serves the measured graphs, of the packages installed."""
+    found = {}
+    for package in ("torch", "transformers", *_PACKAGES[target.runtime]):
+        with suppress(metadata.PackageNotFoundError):  # another build of it, such as a -gpu one
+            found[package] = metadata.version(package)
+    return found
+
+
+def _short(value: Any) -> str:
+    """A size, or those of the blocks: `12 (6 blocks)` where all are alike."""
+    if isinstance(value, tuple) and len(set(value)) == 1:
+        return f"{value[0]} ({len(value)} blocks)"
+    return str(list(value)) if isinstance(value, tuple) else str(value)

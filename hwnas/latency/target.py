@@ -52,9 +52,7 @@ class Target:
         for item in parts[2].split(",") if len(parts) == 3 else []:
             key, _, text = item.partition("=")
             if key not in ("threads", "batch", "seq"):
-                raise UserError(
-                    f"target {spec!r}: unknown key {key!r}; known: threads, batch, seq"
-                )
+                raise UserError(f"target {spec!r}: unknown key {key!r}; known: threads, batch, seq")
             if key in values:
                 raise UserError(f"target {spec!r}: {key} is given twice; give it once")
             if not (text.isascii() and text.isdigit() and 0 < int(text) <= 65536):
@@ -66,8 +64,7 @@ class Target:
 
     def __str__(self) -> str:
         return (
-            f"{self.runtime}:{self.device}:threads={self.threads},"
-            f"batch={self.batch},seq={self.seq}"
+            f"{self.runtime}:{self.device}:threads={self.threads},batch={self.batch},seq={self.seq}"
         )
 
 

@@ -363,7 +363,6 @@ def _drawing(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], st
     `name` keeps the ids of several pictures in one page apart.
     """
     from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     drawn: list[str] = []
@@ -371,7 +370,7 @@ def _drawing(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], st
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         yield figure, lambda: drawn[0]
         buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer)
+        figure.savefig(buffer, format="svg")
         drawn.append(_inline(buffer.getvalue(), name))
 
 

@@ -7,7 +7,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from finished_run import HALF, THIRD, Write, chosen, make_candidates, make_summary, write_lines
+from finished_run import (
+    HALF,
+    THIRD,
+    Write,
+    chosen,
+    make_candidates,
+    make_summary,
+    make_table,
+    write_lines,
+)
 
 from hwnas.errors import UserError
 from hwnas.report.html import write_report
@@ -69,9 +78,12 @@ def test_a_whole_run(write_run: Write) -> None:
         assert figure in page.text, figure
     for title in ("Candidates:", "Results:", "50%: FFN neurons", "33%: finalists"):
         assert title in page.text, title
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
     assert "911" in page.text  # full-model steps of super-network, search and finalists
     assert "7 min 21 s" in page.text
+    assert "off by 2.0 % in the mean, 2.0 % too fast on the whole" in page.text
+    assert "line through FLOPs (off by 10.0 %)" in page.text
+    assert "Some CPU, 8 logical cores" in page.text
     assert "standard error of an accuracy near the baseline's on 3815 test" in page.text
     assert "examples is 0.7 points" in page.text
 
@@ -110,6 +122,22 @@ def test_a_summary_alone_says_what_is_missing(write_run: Write) -> None:
     assert "no table.json" in page.text
     assert page.tags.count("svg") == 2  # results, layers
     assert "yes" in page.text
+
+
+def test_a_table_without_validation_says_so(write_run: Write) -> None:
+    run = write_run(bare=True)
+    make_table(validation=None).save(run / "table.json")
+    page = Page(write_report(run))
+    assert "The table was not validated on unseen networks" in page.text
+    assert "Some CPU" in page.text
+    assert page.tags.count("svg") == 2
+
+
+def test_a_damaged_table_is_named(write_run: Write) -> None:
+    run = write_run(bare=True)
+    (run / "table.json").write_text('{"schema_version": 7}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"table\.json: "):
+        write_report(run)
 
 
 def test_empty_files_are_as_good_as_none(write_run: Write) -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import matplotlib
-from finished_run import BASELINE_MS, HALF, SPACE, THIRD, chosen, make_candidates, make_finalists
+from finished_run import (
+    BASELINE_MS,
+    HALF,
+    SPACE,
+    THIRD,
+    chosen,
+    make_candidates,
+    make_finalists,
+    make_validation,
+)
 
 from hwnas.report import plots
 
@@ -66,9 +75,16 @@ def test_finalists_tell_starts_apart_and_who_was_out() -> None:
     assert "50%: finalists, the lower the better (round 2)" in words(plots.finalists(again))
 
 
-def test_validation_shows_its_note() -> None:
-    text = words(plots.validation([1.0, 2.0], [1.1, 1.9], "MAPE 7 %"))
-    assert {"MAPE 7 %", "measured latency (ms)", "predicted latency (ms)", "equal"} <= set(text)
+def test_validation_shows_the_flops_line_beside_the_table() -> None:
+    text = words(plots.validation(make_validation()))
+    for needed in (
+        "table (off by 2.0 %)",
+        "line through FLOPs (off by 10.0 %)",
+        "measured latency (ms)",
+        "predicted latency (ms)",
+        "equal",
+    ):
+        assert needed in text, needed
 
 
 def test_global_settings_are_left_alone() -> None:
