@@ -1,10 +1,15 @@
-"""Progress bars with time left on standard error, silent where a machine reads."""
+"""Progress bars with time left on standard error, silent where a machine reads.
+
+Where standard error is no terminal (a log, CI), what took long says so in one line when it ends.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+_LONG = 10.0  # seconds; what is quicker leaves no line in a log
 _quiet = False
 
 
@@ -18,13 +23,7 @@ def set_quiet(quiet: bool) -> None:
 def bar(description: str, total: float) -> Iterator[Callable[[float], None]]:
     """Show a bar named `description`; the yielded function advances it by that many of `total`."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description:<28}"),
@@ -35,10 +34,15 @@ def bar(description: str, total: float) -> Iterator[Callable[[float], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=_quiet, refresh_per_second=2) as progress:
+    hidden = _quiet or not console.is_terminal
+    begin = time.perf_counter()
+    with Progress(*columns, console=console, disable=hidden, refresh_per_second=2) as progress:
         task = progress.add_task(description, total=total)
 
         def advance(amount: float = 1.0) -> None:
             progress.advance(task, amount)
 
         yield advance
+    seconds = time.perf_counter() - begin
+    if hidden and not _quiet and seconds >= _LONG:
+        console.print(f"{description}: {seconds:.0f} s", markup=False, highlight=False)
