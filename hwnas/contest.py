@@ -192,7 +192,7 @@ def train_finalists(contest: Contest, budget: str, selection: Selection, steps: 
     supernet_steps = inputs.plan.supernet_steps if contest.network else 0
     rungs = [Rung(steps, 1)]
     if len(entrants) > 1:
-        first = inputs.plan.first_rung_steps
+        first = min(inputs.plan.first_rung_steps, steps - 1)
         rungs = [Rung(first, 1), Rung(steps - first, 1)]
     halving = halve(
         entrants,

@@ -1,6 +1,6 @@
 """A whole run: the stages in order, each noted in the run directory, so that a stopped run goes on.
 
-    baseline -> table -> importance -> teacher -> super-network -> (search -> finalists) per budget
+    table -> baseline -> importance -> teacher -> super-network -> (search -> finalists) per budget
              -> export -> verify -> summary and report
 
 A rival strategy leaves the super-network and the search out, and trains its one structure for the
@@ -52,13 +52,14 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     given = given or Given()
     inputs = _prepare(recipe, out, resume, given)
     directory = inputs.directory
-    with directory.stage("baseline"):
-        stages.baseline(inputs)
     with directory.stage("table"):
         table = stages.latency_table(inputs, given.table)
+        space = stages.search_space(inputs)
+        stages.check_budgets(inputs, table, space)
+    with directory.stage("baseline"):
+        stages.baseline(inputs)
     with directory.stage("importance"):
         scores = stages.importance(inputs)
-        space = stages.search_space(inputs)
     compute = _rival_compute(inputs, given) if recipe.strategy != "search" else 0.0
     with directory.stage("teacher"):
         answers = stages.teacher(inputs, _longest_taught(inputs, compute))
@@ -103,7 +104,7 @@ def _prepare(recipe: Recipe, out: Path, resume: bool, given: Given) -> Inputs:
     directory = RunDirectory.open(out, recipe, resume)
     if given.reuse is not None:
         _take(given.reuse, out)
-    inputs = Inputs(recipe, directory, recipe.compute, task, tokenizer)
+    inputs = Inputs(recipe, directory, recipe.compute, task, tokenizer, model.config)
     if recipe.compute.minutes is not None:
         inputs.plan = _fit_to_minutes(inputs, recipe.compute.minutes)
     return inputs
@@ -149,7 +150,8 @@ def _winner(contest: Contest, budget: str, compute: float) -> Winner:
     directory = contest.inputs.directory
     with directory.stage("search"):
         selection = choose_structures(contest, budget)
-    steps = contest.inputs.plan.finalist_steps
+    share = stages.budget_share(contest.inputs, budget)
+    steps = contest.inputs.plan.winner_steps(share)
     if contest.network is None:
         steps = rival_steps(contest, selection, compute / len(contest.inputs.recipe.budgets))
     with directory.stage("finalists"):
@@ -172,7 +174,7 @@ def _rival_compute(inputs: Inputs, given: Given) -> float:
 def _longest_taught(inputs: Inputs, compute: float) -> int:
     """Steps of the student that sees most examples."""
     if inputs.recipe.strategy == "search":
-        return inputs.plan.student_steps
+        return inputs.plan.student_steps(stages.budget_shares(inputs))
     budgets = inputs.recipe.budgets
     least = min(stages.budget_share(inputs, budget) for budget in budgets)
     return round(1.5 * compute / len(budgets) / least)

@@ -23,7 +23,13 @@ def set_quiet(quiet: bool) -> None:
 def bar(description: str, total: float) -> Iterator[Callable[[float], None]]:
     """Show a bar named `description`; the yielded function advances it by that many of `total`."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description:<28}"),

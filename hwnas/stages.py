@@ -15,6 +15,7 @@ import torch
 
 from hwnas.anatomy import Shape, find_shape
 from hwnas.elastic.supernet import SuperNetwork
+from hwnas.errors import BudgetError
 from hwnas.files import read_model, replacing, write_json
 from hwnas.importance import Importance, first_order, reorder
 from hwnas.latency.table import LatencyTable
@@ -22,7 +23,7 @@ from hwnas.latency.target import Budget, Target
 from hwnas.models import load, load_model
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
-from hwnas.space import SearchSpace
+from hwnas.space import Block, SearchSpace
 from hwnas.training.baseline import BaselineHistory, Patience, read_history, train_baseline
 from hwnas.training.compute import ComputePlan
 from hwnas.training.data import Task, encode
@@ -51,6 +52,7 @@ class Inputs:
     plan: ComputePlan
     task: Task
     tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig  # of the original model, with the task's labels
 
     @property
     def path(self) -> Path:
@@ -59,13 +61,6 @@ class Inputs:
     @property
     def target(self) -> Target:
         return Target.parse(self.recipe.target)
-
-    @cached_property
-    def config(self) -> PretrainedConfig:
-        from transformers import AutoConfig
-
-        config: PretrainedConfig = AutoConfig.from_pretrained(self.path / "baseline" / "start")
-        return config
 
     @cached_property
     def shape(self) -> Shape:
@@ -122,6 +117,7 @@ def baseline(inputs: Inputs) -> BaselineHistory:
     out = inputs.path / "baseline"
     if not (out / "history.json").exists():
         plan = inputs.plan
+        steps = plan.baseline_steps(budget_shares(inputs))
         model, _ = load_model(
             inputs.recipe.model, labels=inputs.task.labels, seed=inputs.recipe.seed
         )
@@ -130,9 +126,9 @@ def baseline(inputs: Inputs) -> BaselineHistory:
             inputs.tokenizer,
             inputs.train,
             inputs.plateau_validation,
-            inputs.optimization(plan.baseline_steps, inputs.recipe.training.baseline_rate, 1),
+            inputs.optimization(steps, inputs.recipe.training.baseline_rate, 1),
             start_step=plan.start_steps,
-            patience=Patience(every=max(1, plan.baseline_steps // 8)),
+            patience=Patience(every=max(1, steps // 8)),
             out=out,
         )
     return read_history(out)
@@ -185,6 +181,20 @@ def search_space(inputs: Inputs) -> SearchSpace:
     return space
 
 
+def check_budgets(inputs: Inputs, table: LatencyTable, space: SearchSpace) -> None:
+    """Raise `BudgetError`, before anything is trained, if a budget is hopeless by the table."""
+    predictor = table.predictor()
+    fastest = predictor.fixed_ms + min(
+        predictor.block_ms(Block(options.heads[0], options.ffn[0])) for options in space.blocks
+    )
+    for text in inputs.recipe.budgets:
+        if Budget.parse(text).in_ms(table.reference_ms) < fastest:
+            raise BudgetError(
+                f"budget {text} cannot be met: the fastest subnetwork is predicted at "
+                f"{fastest:.3g} ms, the whole model takes {table.reference_ms:.3g} ms"
+            )
+
+
 def teacher(inputs: Inputs, steps: int) -> dict[str, np.ndarray]:
     """`teacher.safetensors`: the baseline's logits where students will be taught and judged.
 
@@ -218,14 +228,19 @@ def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
 
 def sandwich(inputs: Inputs, space: SearchSpace) -> Sandwich:
     """How the super-network's subnetworks are sampled: down to somewhat below the least budget."""
-    shares = [budget_share(inputs, b) for b in inputs.recipe.budgets]
-    return Sandwich(space, seed=inputs.recipe.seed, smallest=max(0.05, 0.8 * min(shares)))
+    smallest = max(0.05, 0.8 * min(budget_shares(inputs)))
+    return Sandwich(space, seed=inputs.recipe.seed, smallest=smallest)
 
 
 def budget_share(inputs: Inputs, text: str) -> float:
     """A budget as a share of the full model's latency, by the table."""
     table = LatencyTable.load(inputs.path / "table.json")
     return Budget.parse(text).in_ms(table.reference_ms) / table.reference_ms
+
+
+def budget_shares(inputs: Inputs) -> list[float]:
+    """All budgets as shares of the full model's latency."""
+    return [budget_share(inputs, budget) for budget in inputs.recipe.budgets]
 
 
 def supernet(

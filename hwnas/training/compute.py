@@ -4,10 +4,13 @@ The unit is the *full-model step*: forward and backward of one batch through the
 subnetwork's step costs its share of the multiply-accumulates, a forward pass a third of a step.
 One training for many budgets is where a super-network pays; for one or two budgets a finalist
 trained directly is hard to beat (METHODS, the prototype), so by default most of the steps go
-to the finalists.
+to the finalists. Every budget gets the same compute, so a smaller model takes more steps, and the
+baseline takes as many as the longest-trained of them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +19,7 @@ from hwnas.space import Subnetwork, macs
 from hwnas.training.sampling import Sandwich
 
 FORWARD = 1 / 3  # of a training step
+_LEAST_SHARE = 0.25  # budgets below it take no more steps than one of a quarter
 
 
 class ComputePlan(BaseModel):
@@ -25,27 +29,33 @@ class ComputePlan(BaseModel):
 
     minutes: float | None = Field(None, gt=0)  # of training, all stages; scales the steps below
     batch: int = Field(16, gt=0)
-    start_steps: int = Field(300, ge=1)  # of the original, before the students start from it
-    supernet_steps: int = Field(30, ge=1)
-    evaluations: int = Field(24, ge=1)  # candidates that the search evaluates, for each budget
-    evaluation_rows: int = Field(256, ge=1)  # validation rows that the search looks at
+    start_steps: int = Field(250, ge=1)  # of the original, before the students start from it
+    supernet_steps: int = Field(20, ge=1)
+    evaluations: int = Field(20, ge=1)  # candidates that the search evaluates, for each budget
+    evaluation_rows: int = Field(192, ge=1)  # validation rows that the search looks at
     plateau_rows: int = Field(512, ge=1)  # validation rows that end the baseline's training
     entrants: int = Field(3, ge=1)  # finalists, for each budget
-    first_rung_steps: int = Field(40, ge=1)  # of each finalist, before all but one are dropped
-    finalist_steps: int = Field(600, ge=2)  # of the winner, first rung included
+    first_rung_steps: int = Field(32, ge=1)  # of each finalist, before all but one are dropped
+    winner_compute: float = Field(270, gt=0)  # full-model steps that each budget's winner takes
 
-    @property
-    def student_steps(self) -> int:
-        """Steps that a chosen subnetwork may see after the students' start."""
-        return self.supernet_steps + self.finalist_steps
+    def winner_steps(self, share: float) -> int:
+        """Steps of a budget's winner, first rung included: the same compute for every budget.
 
-    @property
-    def baseline_steps(self) -> int:
-        """Steps of the baseline: as many as its smaller rivals see in all stages."""
-        return self.start_steps + self.student_steps
+        Args:
+            share: the budget as a share of the full model's latency.
+        """
+        return max(2, round(self.winner_compute / max(share, _LEAST_SHARE)))
+
+    def student_steps(self, shares: Sequence[float]) -> int:
+        """Steps that a chosen subnetwork may see after the students' start, at most."""
+        return self.supernet_steps + max(self.winner_steps(share) for share in shares)
+
+    def baseline_steps(self, shares: Sequence[float]) -> int:
+        """Steps of the baseline: as many as any of its smaller rivals sees in all stages."""
+        return self.start_steps + self.student_steps(shares)
 
     def scaled(self, factor: float) -> ComputePlan:
-        """All steps times `factor`."""
+        """All training times `factor`."""
 
         def times(steps: int) -> int:
             return max(2, round(steps * factor))
@@ -55,15 +65,15 @@ class ComputePlan(BaseModel):
                 "start_steps": times(self.start_steps),
                 "supernet_steps": times(self.supernet_steps),
                 "first_rung_steps": times(self.first_rung_steps),
-                "finalist_steps": max(times(self.finalist_steps), times(self.first_rung_steps) + 1),
+                "winner_compute": self.winner_compute * factor,
             }
         )
 
-    def total(self, shares: list[float], sandwich_cost: float = 2.0) -> float:
+    def total(self, shares: Sequence[float], sandwich_cost: float = 2.0) -> float:
         """Full-model steps of a whole run with budgets of these shares of the full model."""
         return (
-            self.baseline_steps
-            + self.student_steps * FORWARD  # the teacher's answers
+            self.baseline_steps(shares)
+            + self.student_steps(shares) * FORWARD  # the teacher's answers
             + self.supernet_steps * sandwich_cost
             + sum(self.for_budget(share) for share in shares)
         )
@@ -71,7 +81,7 @@ class ComputePlan(BaseModel):
     def for_budget(self, share: float) -> float:
         """Full-model steps of one budget's search and finalists."""
         evaluations = self.evaluations * self.evaluation_rows / self.batch * FORWARD
-        halving = self.finalist_steps + (self.entrants - 1) * self.first_rung_steps
+        halving = self.winner_steps(share) + (self.entrants - 1) * self.first_rung_steps
         return share * (evaluations + halving)
 
 
