@@ -1,0 +1,192 @@
+"""The table as a file: the same after a round trip, and refused where it is damaged or foreign."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwnas.anatomy import Shape
+from hwnas.errors import UserError
+from hwnas.latency.table import (
+    Device,
+    Entry,
+    LatencyTable,
+    Milliseconds,
+    ModelSizes,
+    Operator,
+    Protocol,
+    Validation,
+    ValidationRow,
+    describe_device,
+    versions_of,
+)
+from hwnas.latency.target import Target
+from hwnas.space import Subnetwork
+
+SHAPE = Shape("bert", hidden=64, head_size=16, heads=(4, 4), ffn=(128, 128), vocab=100)
+TARGET = "openvino:cpu:threads=1,batch=1,seq=64"
+
+
+def entry(op: Operator, dims: dict[str, int], ms: float) -> Entry:
+    spread = Milliseconds(median=ms, p10=0.9 * ms, p90=1.2 * ms)
+    return Entry(op=op, dims=dims, ms=spread, ratio_to_reference=ms / 2, samples=12)
+
+
+@pytest.fixture
+def table() -> LatencyTable:
+    row = ValidationRow(
+        genome=[[2, 64], [0, 0]],
+        predicted_ms=0.6,
+        measured_ms=0.62,
+        remeasured_ms=0.61,
+        flops_ms=0.4,
+    )
+    return LatencyTable(
+        model=ModelSizes.of(SHAPE),
+        target=TARGET,
+        device=Device(
+            cpu="Some CPU",
+            flags=("avx2",),
+            cores=2,
+            governor=None,
+            memory_gb=8,
+            system="Linux 6 x86_64",
+        ),
+        versions={"openvino": "2026.0"},
+        protocol=Protocol(pairs=6, clock="process", reference="the full model", seconds=3.5),
+        reference_ms=2.0,
+        entries=(
+            entry("fixed", {}, 0.2),
+            *(entry("attention", {"heads": h}, 0.1 * h) for h in (1, 2, 4)),
+            *(entry("ffn", {"width": w}, w / 256) for w in (32, 128)),
+        ),
+        interval_90=0.05,
+        validation=Validation(
+            n=1,
+            mape=3.2,
+            bias=-3.2,
+            kendall_tau=1.0,
+            noise=1.6,
+            flops_mape=35.0,
+            coverage_90=1.0,
+            rows=(row,),
+        ),
+    )
+
+
+Damage = Callable[[Callable[[dict[str, Any]], object]], Path]
+
+
+@pytest.fixture
+def damaged(table: LatencyTable, tmp_path: Path) -> Damage:
+    """Saves the table after a function has changed its JSON."""
+
+    def save(change: Callable[[dict[str, Any]], object]) -> Path:
+        value = table.model_dump(mode="json")
+        change(value)
+        path = tmp_path / "table.json"
+        path.write_text(json.dumps(value))
+        return path
+
+    return save
+
+
+def refusal(act: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as refused:
+        act()
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+def test_round_trip(table: LatencyTable, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "table.json"
+    table.save(path)
+    assert LatencyTable.load(path) == table
+    assert [p.name for p in path.parent.iterdir()] == ["table.json"]
+
+
+def test_predictor_has_the_tables_costs(table: LatencyTable) -> None:
+    predictor = table.predictor()
+    assert predictor.predict(Subnetwork.full(SHAPE)) == pytest.approx(0.2 + 2 * (0.4 + 0.5))
+    assert predictor.predict(Subnetwork.of([[3, 80], [0, 0]])) == pytest.approx(0.2 + 0.3 + 0.3125)
+    assert predictor.baseline_ms == 2.0
+
+
+def drop(op: str) -> Callable[[dict[str, Any]], object]:
+    return lambda t: t.update(entries=[e for e in t["entries"] if e["op"] != op])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.pop("reference_ms"), "reference_ms"),
+        (lambda t: t.update(reference_ms=0), "reference_ms"),
+        (lambda t: t.update(reference_ms=float("inf")), "reference_ms"),
+        (lambda t: t.update(schema_version=2), "version 2"),
+        (lambda t: t.update(target="tpu:pod"), "tpu"),
+        (lambda t: t.update(comment="mine"), "comment"),
+        (lambda t: t["entries"][1]["ms"].update(median=-0.1), "entries.1.ms.median"),
+        (lambda t: t["entries"][1]["ms"].update(median=float("nan")), "entries.1.ms.median"),
+        (lambda t: t["entries"][1].update(dims={"width": 1}), "attention"),
+        (lambda t: t["entries"][1].update(dims={"heads": 0}), "attention"),
+        (lambda t: t["entries"].append(t["entries"][1]), "twice"),
+        (lambda t: t["entries"].append(t["entries"][0]), "'fixed'"),
+        (lambda t: t["entries"].pop(3), "width 4"),
+        (drop("fixed"), "'fixed'"),
+        (drop("attention"), "'attention'"),
+        (drop("ffn"), "'ffn'"),
+    ],
+)
+def test_damaged_table_is_refused(
+    damaged: Damage, change: Callable[[dict[str, Any]], object], named: str
+) -> None:
+    path = damaged(change)
+    message = refusal(lambda: LatencyTable.load(path))
+    assert str(path) in message
+    assert named in message
+
+
+def test_no_table_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    assert "no such file" in refusal(lambda: LatencyTable.load(path))
+    path.write_text('{"schema_version": 1, "model": {')
+    assert "not valid JSON" in refusal(lambda: LatencyTable.load(path))
+    path.write_text("[1, 2]")
+    assert str(path) in refusal(lambda: LatencyTable.load(path))
+
+
+def test_other_model(table: LatencyTable) -> None:
+    table.check_model(SHAPE)
+    deeper = dataclasses.replace(SHAPE, heads=(4,) * 12, ffn=(128,) * 12)
+    message = refusal(lambda: table.check_model(deeper))
+    assert "4 (2 blocks)" in message and "4 (12 blocks)" in message
+    assert "hidden" not in message
+    mixed = dataclasses.replace(SHAPE, ffn=(128, 64))
+    assert "ffn [128, 64]" in refusal(lambda: table.check_model(mixed))
+    renamed = dataclasses.replace(SHAPE, vocab=200)
+    assert "vocab 100" in refusal(lambda: table.check_model(renamed))
+
+
+def test_other_target(table: LatencyTable) -> None:
+    table.check_target(Target.parse(TARGET))
+    message = refusal(lambda: table.check_target(Target.parse("onnxruntime:cpu:seq=64")))
+    assert TARGET in message and "onnxruntime:cpu:threads=1,batch=1,seq=64" in message
+
+
+def test_target_is_kept_as_it_is_written_in_full(damaged: Damage) -> None:
+    path = damaged(lambda t: t.update(target="openvino:cpu:seq=64"))
+    assert LatencyTable.load(path).target == TARGET
+
+
+def test_this_machine_is_described() -> None:
+    device = describe_device()
+    assert device.cpu and device.cores >= 1 and device.memory_gb > 0
+    versions = versions_of(Target("onnxruntime"))
+    assert {"torch", "transformers", "onnxruntime"} <= versions.keys()
+    assert "openvino" not in versions
