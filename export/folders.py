@@ -97,7 +97,11 @@ def _load_onnx(folder: Path, threads: int | None) -> Any:
         options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
     return ORTModelForSequenceClassification.from_pretrained(
-        str(folder), provider="CPUExecutionProvider", session_options=options, local_files_only=True
+        str(folder),
+        provider="CPUExecutionProvider",
+        session_options=options,
+        local_files_only=True,
+        export=False,
     )
 
 
@@ -108,5 +112,5 @@ def _load_openvino(folder: Path, threads: int | None) -> Any:
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     return OVModelForSequenceClassification.from_pretrained(
-        str(folder), device="CPU", ov_config=settings, local_files_only=True
+        str(folder), device="CPU", ov_config=settings, local_files_only=True, export=False
     )

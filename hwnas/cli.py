@@ -62,7 +62,10 @@ def run(
     target: Annotated[str | None, typer.Option(help="runtime:device[:key=value,…]")] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="Shrink by a rule instead of searching: uniform or layers."),
+        typer.Option(
+            help="Shrink by a rule instead of searching: uniform (all layers alike) or layers "
+            "(the first ones whole, the last kept one as wide as fits)."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     minutes: Annotated[

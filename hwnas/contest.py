@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwnas.elastic.supernet import SuperNetwork
+from hwnas.errors import BudgetError
 from hwnas.files import read_model, write_json
 from hwnas.importance import Importance
 from hwnas.latency.predictor import LatencyPredictor
@@ -166,16 +167,21 @@ def _search(contest: Contest, budget: str) -> Proposer:
 
 
 def _shrink(contest: Contest) -> Proposer:
-    """Proposals of a rival's one rule: all layers alike, or the first layers whole."""
+    """Proposals of a rival's one rule: all layers alike, or the first layers whole.
+
+    A rival of whole layers may use the budget up with one layer more, as wide as then fits: whole
+    ones alone would stay well below the latency of the others.
+    """
     kind = contest.inputs.recipe.strategy
+    kinds = ("layers-filled", "layers") if kind == "layers" else (kind,)
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
         found = seeds(contest.space, contest.loss, predictor, budget_ms)
-        return [
-            Evaluated(kind, s.subnetwork, float("nan"), predictor.predict(s.subnetwork))
-            for s in found
-            if s.kind == kind
-        ][:1]
+        ranked = sorted((s for s in found if s.kind in kinds), key=lambda s: kinds.index(s.kind))
+        if not ranked:
+            raise BudgetError(f"budget {budget_ms:.3g} ms: no structure of kind {kind} fits")
+        best = ranked[0].subnetwork
+        return [Evaluated(kind, best, float("nan"), predictor.predict(best))]
 
     return propose
 

@@ -26,6 +26,7 @@ class Seed:
 
     - `uniform`: all layers keep the same share of their heads and FFN
     - `layers`: the first layers whole, the others left out
+    - `layers-filled`: the same, and one layer more, as wide as then fits
     - `exact`: the proven best widths under the additive loss, with or without layers left out
     - `uniform-heads`, `uniform-ffn`: all layers alike, one head option more, or less, than the
       uniform one's and as much FFN as then fits
@@ -149,7 +150,7 @@ def _partly_whole(
     choice = _first(tables.choice(space.largest), whole)
     choice[whole] = tables.blocks[whole].fastest()
     if fits(tables.ms(choice), budget_ms):
-        yield "hybrid", fill(tables, choice, budget_ms)
+        yield "layers-filled", fill(tables, choice, budget_ms)
 
 
 def _hybrids(

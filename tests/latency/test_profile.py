@@ -1,4 +1,4 @@
-"""Profiling: the fit finds the costs that are there, and a measured table predicts real networks."""
+"""Profiling: the fit finds the costs that are there, and a measured table predicts networks."""
 
 from __future__ import annotations
 

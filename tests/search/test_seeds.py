@@ -42,6 +42,14 @@ def test_layers_are_the_first_ones_whole() -> None:
     assert COST.predict(Subnetwork.of([[12, 1536]] * (kept + 1))) > 0.5 * FULL_MS
 
 
+def test_filled_layers_use_the_budget_up_with_one_layer_more() -> None:
+    found = {s.kind: s.subnetwork for s in seeds(SPACE, LOSS, COST, 0.5 * FULL_MS)}
+    whole, filled = found["layers"], found["layers-filled"]
+    assert filled.blocks[: whole.depth] == whole.blocks[: whole.depth]
+    assert filled.depth == whole.depth + 1
+    assert COST.predict(whole) < COST.predict(filled) <= 0.5 * FULL_MS
+
+
 def test_no_layers_where_none_may_be_left_out() -> None:
     space = space_of(6, 12, 1536, 32, droppable=False)
     found = seeds(space, LOSS, COST, 0.5 * FULL_MS)
