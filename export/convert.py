@@ -12,16 +12,14 @@ Optimum's own validation of the ONNX file is left out: it compares random inputs
 from __future__ import annotations
 
 import copy
-import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UserError
-from hwnas.export.folders import FORMATS, check_format
+from hwnas.export.folders import FORMATS, check_format, quiet
 from hwnas.files import replacing
 from hwnas.progress import bar
 
@@ -96,7 +94,7 @@ def _write(
     writer: Writer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path
 ) -> None:
     _check_task(model)
-    with replacing(out) as partial, _quiet():
+    with replacing(out) as partial, quiet():
         partial.mkdir()
         exported = _plain_copy(model)
         writer(exported, partial)
@@ -177,22 +175,6 @@ def _tokenizer_for(
         saved.backend_tokenizer.enable_truncation(saved.model_max_length)
         saved.backend_tokenizer.no_padding()
     return saved  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep warnings and log lines of the exporters, below errors, from the terminal."""
-    loggers = [logging.getLogger(n) for n in ("optimum", "transformers", "openvino", "nncf")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 @contextmanager

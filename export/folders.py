@@ -6,6 +6,10 @@ OpenVINO's. A folder is recognised by the model file in it, so it may be renamed
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,22 @@ def folder_size_mb(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings and log lines of Optimum and the exporters, below errors, from the terminal."""
+    loggers = [logging.getLogger(n) for n in ("optimum", "transformers", "openvino", "nncf")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
 def load_exported(folder: Path, threads: int | None = None) -> Any:
     """Load the folder as a user of transformers or Optimum would, a model to call on a batch.
 
@@ -111,6 +131,7 @@ def _load_openvino(folder: Path, threads: int | None) -> Any:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
-    return OVModelForSequenceClassification.from_pretrained(
-        str(folder), device="CPU", ov_config=settings, local_files_only=True, export=False
-    )
+    with quiet():  # Optimum looks for a local folder in the hub's cache, and warns
+        return OVModelForSequenceClassification.from_pretrained(
+            str(folder), device="CPU", ov_config=settings, local_files_only=True, export=False
+        )

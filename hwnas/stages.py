@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_IMPORTANCE_ROWS = 512
+_IMPORTANCE_ROWS = 256
 _IMPORTANCE_BATCH = 8
 _SPEED_STEPS = 6
 
@@ -80,7 +80,8 @@ class Inputs:
 
     @cached_property
     def choice_validation(self) -> Dataset:
-        return self._encode(self.task.choice_validation)
+        half = self.task.choice_validation
+        return self._encode(half.select(range(min(len(half), self.plan.choice_rows))))
 
     @cached_property
     def test(self) -> Dataset:
