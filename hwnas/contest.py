@@ -53,6 +53,11 @@ class Contest:
     network: SuperNetwork | None  # the trained super-network; None where a rival shrinks directly
 
     @cached_property
+    def clock(self) -> _StructureClock:
+        """Times structures of every budget."""
+        return _StructureClock(self)
+
+    @cached_property
     def loss(self) -> BlockLoss:
         """Additive loss of widths, for the exact answers that seed the search."""
         return self.scores.loss()
@@ -76,9 +81,8 @@ def choose_structures(contest: Contest, budget: str) -> Selection:
             tolerance=measure.tolerance,
         )
         propose = _search(contest, budget) if contest.network else _shrink(contest)
-        clock = _StructureClock(contest)
         predictor = contest.table.predictor()
-        selection = select(propose, clock.time, predictor, allowance, measure.rounds)
+        selection = select(propose, contest.clock.time, predictor, allowance, measure.rounds)
         write_json(path, selection)
     return read_model(path, Selection)
 

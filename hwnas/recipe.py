@@ -40,10 +40,10 @@ class TrainingSpec(Settings):
 class MeasureSpec(Settings):
     """How latency is measured and what counts as meeting a budget."""
 
-    validate_table: int = Field(20, ge=0)  # unseen subnetworks that the table is checked on
+    validate_table: int = Field(8, ge=0)  # unseen subnetworks that the table is checked on
     pairs: int = Field(60, ge=5)  # paired samples of a verification
     tolerance: float = Field(0.02, ge=0, lt=1)  # of the budget, for noise
-    margin: float = Field(0.01, ge=0, lt=1)  # of the budget, that the search stays below it
+    margin: float = Field(0.02, ge=0, lt=1)  # of the budget, that the search stays below it
     rounds: int = Field(3, ge=1)  # searches, each correcting the table by what was measured
     parity_rows: int = Field(100, ge=1)  # real inputs that the exported files are compared on
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from hwnas.errors import BudgetError
 from hwnas.latency.predictor import LatencyPredictor
-from hwnas.search.evolution import Evaluated
+from hwnas.search.evolution import GROUPS, Evaluated, group_of
 from hwnas.space import Subnetwork
 
 
@@ -45,6 +45,11 @@ class TimedStructure(BaseModel):
     @property
     def subnetwork(self) -> Subnetwork:
         return Subnetwork.of(self.genome)
+
+    @property
+    def group(self) -> str:
+        """The kind of structure that it competes in."""
+        return group_of(self.kind, self.subnetwork)
 
 
 class Selection(BaseModel):
@@ -79,12 +84,12 @@ def select(
     """
     scale = 1.0
     timed: list[TimedStructure] = []
+    fitting: dict[str, TimedStructure] = {}
     aim = allowance.ms * (1 - allowance.margin)
-    limit = allowance.ms
+    number = 0
     for number in range(1, rounds + 1):
-        scaled = predictor.scaled(scale)
         try:
-            proposals = list(propose(scaled, aim, number))
+            proposals = list(propose(predictor.scaled(scale), aim, number))
         except BudgetError:
             if not timed:
                 raise
@@ -99,32 +104,24 @@ def select(
                 round=number,
             )
             for p in proposals
+            if group_of(p.kind, p.subnetwork) not in fitting
         ]
         timed += fresh
-        misses = [t for t in fresh if t.measured_ms > limit]
+        fitting |= {t.group: t for t in fresh if t.measured_ms <= allowance.ms}
+        misses = [t.measured_ms / t.predicted_ms for t in fresh if t.group not in fitting]
         if not misses:
-            return Selection(structures=fresh, timed=timed, rounds=number, scale=scale)
-        scale *= max(t.measured_ms / t.predicted_ms for t in misses)
-    fitting = _best_of_each_kind([t for t in timed if t.measured_ms <= limit])
+            break
+        scale *= max(misses)
     if not fitting:
         # within the noise of the measurement: the verification has the last word
-        near = limit * (1 + allowance.tolerance / 2)
-        fitting = _best_of_each_kind([t for t in timed if t.measured_ms <= near])
+        near = allowance.ms * (1 + allowance.tolerance / 2)
+        ranked = sorted((t for t in timed if t.measured_ms <= near), key=lambda t: -t.measured_ms)
+        fitting = {t.group: t for t in ranked}
     if not fitting:
         fastest = min(timed, key=lambda t: t.measured_ms)
         raise BudgetError(
             f"budget {allowance.text} ({allowance.ms:.2f} ms): nothing met it in {rounds} rounds; "
             f"the fastest was {fastest.measured_ms:.2f} ms ({fastest.subnetwork})"
         )
-    return Selection(structures=fitting, timed=timed, rounds=rounds, scale=scale)
-
-
-def _best_of_each_kind(timed: list[TimedStructure]) -> list[TimedStructure]:
-    """One structure a kind: the least divergent, or the slowest where that was not looked at."""
-    best: dict[str, TimedStructure] = {}
-    for t in timed:
-        key = (t.divergence if t.divergence is not None else 0.0, -t.measured_ms)
-        other = best.get(t.kind)
-        if other is None or key < (other.divergence or 0.0, -other.measured_ms):
-            best[t.kind] = t
-    return list(best.values())
+    structures = [fitting[group] for group in GROUPS if group in fitting]
+    return Selection(structures=structures, timed=timed, rounds=number, scale=scale)

@@ -129,7 +129,7 @@ def baseline(inputs: Inputs) -> BaselineHistory:
             inputs.plateau_validation,
             inputs.optimization(steps, inputs.recipe.training.baseline_rate, 1),
             start_step=plan.start_steps,
-            patience=Patience(every=max(1, steps // 6)),
+            patience=Patience(every=max(1, steps // 4)),
             out=out,
         )
     return read_history(out)

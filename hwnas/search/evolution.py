@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     Integers = npt.NDArray[np.int64]
 
+GROUPS = ("searched", "uniform", "depth")  # kinds of structure that are judged by training only
+
 _TASTE = 0.5  # standard deviation of the logarithm of a newcomer's tastes
 _REACH = 2  # options by which a mutation moves a width, at most
 _DROP = 0.05  # probability that a mutation takes a block out, or brings one back
@@ -127,14 +129,15 @@ def finalists(evaluated: Sequence[Evaluated], budget_ms: float) -> list[Evaluate
     best: dict[str, Evaluated] = {}
     for candidate in sorted(evaluated, key=lambda c: c.divergence):
         if candidate.predicted_ms <= limit(budget_ms):
-            best.setdefault(_family(candidate), candidate)
-    return [best[kind] for kind in ("searched", "uniform", "depth") if kind in best]
+            best.setdefault(group_of(candidate.kind, candidate.subnetwork), candidate)
+    return [best[group] for group in GROUPS if group in best]
 
 
-def _family(candidate: Evaluated) -> str:
-    if candidate.subnetwork.depth < len(candidate.subnetwork.blocks):
+def group_of(kind: str, subnetwork: Subnetwork) -> str:
+    """Which of `GROUPS` a structure competes in."""
+    if subnetwork.depth < len(subnetwork.blocks):
         return "depth"
-    return "uniform" if candidate.kind.startswith("uniform") else "searched"
+    return "uniform" if kind.startswith("uniform") else "searched"
 
 
 class _Budgeted(Problem):  # type: ignore[misc]

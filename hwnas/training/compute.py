@@ -29,15 +29,15 @@ class ComputePlan(BaseModel):
 
     minutes: float | None = Field(None, gt=0)  # of training, all stages; scales the steps below
     batch: int = Field(16, gt=0)
-    start_steps: int = Field(150, ge=1)  # of the original, before the students start from it
+    start_steps: int = Field(130, ge=1)  # of the original, before the students start from it
     supernet_steps: int = Field(20, ge=1)
     evaluations: int = Field(20, ge=1)  # candidates that the search evaluates, for each budget
     evaluation_rows: int = Field(192, ge=1)  # validation rows that the search looks at
     plateau_rows: int = Field(384, ge=1)  # validation rows that end the baseline's training
-    choice_rows: int = Field(1024, ge=1)  # validation rows that judge the finalists
+    choice_rows: int = Field(768, ge=1)  # validation rows that judge the finalists
     entrants: int = Field(3, ge=1)  # finalists, for each budget
-    first_rung_steps: int = Field(32, ge=1)  # of each finalist, before all but one are dropped
-    winner_compute: float = Field(140, gt=0)  # full-model steps that each budget's winner takes
+    first_rung_steps: int = Field(24, ge=1)  # of each finalist, before all but one are dropped
+    winner_compute: float = Field(110, gt=0)  # full-model steps that each budget's winner takes
 
     def winner_steps(self, share: float) -> int:
         """Steps of a budget's winner, first rung included: the same compute for every budget.
