@@ -6,7 +6,7 @@ Kinds of structure compete: searched widths, the uniform shrink, fewer blocks. A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-    from hwnas.latency.measure import Inference
+    from hwnas.latency.profile import Stopwatch
     from hwnas.search.exact import BlockLoss
 
 
@@ -94,28 +94,17 @@ class _StructureClock:
         self.contest = contest
 
     @cached_property
-    def _compile(self) -> Callable[[Subnetwork], Inference]:
-        from hwnas.latency.graphs import builder
+    def _stopwatch(self) -> Stopwatch:
+        from hwnas.latency.profile import Stopwatch
 
-        return builder(self.contest.inputs.config, self.contest.inputs.target)
-
-    @cached_property
-    def _full(self) -> Inference:
-        return self._compile(Subnetwork.full(self.contest.inputs.shape))
+        return Stopwatch(self.contest.inputs.config, self.contest.inputs.target)
 
     def time(self, subnetwork: Subnetwork) -> float:
         """Measured ms: the ratio to the full model times the table's reference."""
-        from hwnas.latency.measure import clock_of, time_pairs
-
         inputs = self.contest.inputs
 
         def ratio() -> dict[str, float]:
-            paired = time_pairs(
-                self._compile(subnetwork),
-                self._full,
-                pairs=inputs.recipe.measure.pairs,
-                clock=clock_of(inputs.target),
-            )
+            paired = self._stopwatch.time(subnetwork, inputs.recipe.measure.pairs)
             return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
         measured = inputs.directory.measured(f"structure {subnetwork}", ratio)
