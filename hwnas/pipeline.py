@@ -177,7 +177,7 @@ def _longest_taught(inputs: Inputs, compute: float) -> int:
         return inputs.plan.student_steps(stages.budget_shares(inputs))
     budgets = inputs.recipe.budgets
     least = min(stages.budget_share(inputs, budget) for budget in budgets)
-    return round(1.5 * compute / len(budgets) / least)
+    return round(1.2 * compute / len(budgets) / least)
 
 
 def _spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
