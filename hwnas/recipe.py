@@ -32,7 +32,7 @@ class TrainingSpec(Settings):
 
     baseline_rate: float = Field(1e-4, gt=0, lt=1)
     supernet_rate: float = Field(1e-4, gt=0, lt=1)
-    finalist_rate: float = Field(1e-4, gt=0, lt=1)
+    finalist_rate: float = Field(3e-4, gt=0, lt=1)
     distill_weight: float = Field(0.7, ge=0, le=1)
     temperature: float = Field(2.0, gt=0)
 
