@@ -37,6 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, no 
 TargetSpec = Annotated[
     str, typer.Option("--target", help="runtime:device[:key=value,…], e.g. openvino:cpu:seq=64")
 ]
+_LOG_WIDTH = 110
 DEFAULT_TARGET = "openvino:cpu:threads=1,batch=1,seq=128"
 
 
@@ -312,7 +313,10 @@ def _quiet(json: bool) -> None:
 def _print(renderable: Any) -> None:
     from rich.console import Console
 
-    Console().print(renderable)
+    console = Console()
+    if not console.is_terminal:  # a log or a pipe has no width of its own
+        console = Console(width=_LOG_WIDTH)
+    console.print(renderable)
 
 
 def _print_json(value: BaseModel) -> None:
