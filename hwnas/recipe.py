@@ -28,13 +28,15 @@ class Settings(BaseModel):
 
 
 class TrainingSpec(Settings):
-    """Learning rates and the distillation loss, for all stages."""
+    """How weights are trained, in all stages and in the baseline's alike."""
 
     baseline_rate: float = Field(1e-4, gt=0, lt=1)
     supernet_rate: float = Field(1e-4, gt=0, lt=1)
     finalist_rate: float = Field(3e-4, gt=0, lt=1)
     distill_weight: float = Field(0.7, ge=0, le=1)
     temperature: float = Field(2.0, gt=0)
+    dropout: bool | None = None  # the model's own; by default only where rows are seen twice
+    freeze_embeddings: bool = True  # of the words; quicker, and on the demo no worse
 
 
 class MeasureSpec(Settings):

@@ -90,12 +90,15 @@ class Inputs:
     def optimization(self, steps: int, learning_rate: float, seed: int) -> Optimization:
         """The recipe's way of training, for one stage."""
         training = self.recipe.training
+        sees_twice = steps * self.plan.batch > len(self.train)
         return Optimization(
             steps=steps,
             learning_rate=learning_rate,
             batch=self.plan.batch,
             distill_weight=training.distill_weight,
             temperature=training.temperature,
+            dropout=sees_twice if training.dropout is None else training.dropout,
+            freeze_embeddings=training.freeze_embeddings,
             seed=self.recipe.seed * 1000 + seed,
         )
 

@@ -8,7 +8,8 @@ subnetworks a step. Every run is so many steps, no epochs, and resumes to the sa
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,41 @@ class Optimization:
     weight_decay: float = 0.01
     distill_weight: float = 0.7
     temperature: float = 2.0
+    dropout: bool = True  # the model's own; without it, none
+    freeze_embeddings: bool = False  # those of the words
     seed: int = 0
     checkpoint_every: int = 250  # steps between resumable checkpoints
+
+
+@contextmanager
+def prepared(model: PreTrainedModel, optimization: Optimization) -> Iterator[None]:
+    """`model` with dropout and word embeddings as `optimization` says; as it was afterwards."""
+    frozen = [p for p in model.get_input_embeddings().parameters() if p.requires_grad]
+    dropouts = list(_dropouts(model))
+    before = [getattr(module, name) for module, name in dropouts]
+    try:
+        if optimization.freeze_embeddings:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        if not optimization.dropout:
+            for module, name in dropouts:
+                setattr(module, name, 0.0)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for (module, name), probability in zip(dropouts, before, strict=True):
+            setattr(module, name, probability)
+
+
+def _dropouts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
+    """Modules that drop out, with the attribute that holds the probability."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            yield module, "p"
+        # attention keeps the probability that it hands to torch's fused kernel
+        elif isinstance(getattr(module, "dropout_prob", None), float):
+            yield module, "dropout_prob"
 
 
 class PlannedTrainer(Trainer):
@@ -193,7 +227,8 @@ def train(
         for callback in (_Progress(advance), *callbacks):
             trainer.add_callback(callback)
         checkpoint = get_last_checkpoint(str(work)) if work.exists() else None
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with prepared(trainer.model, optimization):
+            trainer.train(resume_from_checkpoint=checkpoint)
     trainer.model.eval()
     shutil.rmtree(work, ignore_errors=True)
     return int(trainer.state.global_step)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,6 +145,62 @@ def test_a_killed_supernet_training_resumes_to_the_same_weights(
     resumed = run(tmp_path / "killed")
     assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
     assert any(not torch.equal(tensor, start[name]) for name, tensor in resumed.items())
+
+
+def _dropout(model) -> list[float]:
+    return [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] + [
+        m.dropout_prob for m in model.modules() if hasattr(m, "dropout_prob")
+    ]
+
+
+class _Look(TrainerCallback):
+    """Two forward passes in the middle of the training, as training would do them."""
+
+    def __init__(self, ids) -> None:
+        self.ids = ids
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, model=None, **_):
+        assert model.training
+        self.dropout = _dropout(model)
+        self.alike = torch.equal(model(self.ids).logits, model(self.ids).logits)
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_is_the_models_own_or_none_and_restored(
+    tokenizer, examples, tmp_path, tiny_config, dropout
+):
+    tiny_config.hidden_dropout_prob = 0.1
+    tiny_config.attention_probs_dropout_prob = 0.2
+    model = BertForSequenceClassification(tiny_config)
+    before = _dropout(model)
+    assert {0.1, 0.2} <= set(before)
+    look = _Look(torch.tensor([examples[0]["input_ids"]]))
+    settings = replace(SETTINGS, dropout=dropout)
+    train(model, tokenizer, examples, settings, tmp_path / "work", callbacks=(look,))
+    assert look.alike is not dropout
+    assert look.dropout == (before if dropout else [0.0] * len(before))
+    assert _dropout(model) == before
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+@pytest.mark.parametrize("freeze", [False, True])
+def test_frozen_word_embeddings_stay_and_can_be_trained_afterwards(
+    model, tokenizer, examples, tmp_path, tiny_config, freeze, elastic
+):
+    before = _weights(model)
+    sandwich = Sandwich(SearchSpace.whole(find_shape(tiny_config)), seed=0) if elastic else None
+    network = SuperNetwork(model) if elastic else model
+    settings = replace(SETTINGS, freeze_embeddings=freeze)
+    train(network, tokenizer, examples, settings, tmp_path / "work", sandwich=sandwich)
+    changed = {
+        name.replace(".weight", "")
+        for name, tensor in model.state_dict().items()
+        if name in before and not torch.equal(tensor, before[name])
+    }
+    assert any("position_embeddings" in name for name in changed)
+    assert any("word_embeddings" in name for name in changed) is not freeze
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_order_is_fixed_complete_and_of_like_length():
