@@ -1,9 +1,10 @@
 """The demo's models against the two plain rivals: all layers alike, and the first layers whole.
 
-For every seed the searched run is made first; each rival takes its baseline and its latency table,
-shrinks to the same measured latency and is trained directly, with the same distillation, for all
-the compute that the searched run spent: super-network, search and finalists. Runs are kept in
-`runs/rivals/`, so an interrupted benchmark goes on inside the run that was cut off.
+For every seed the searched run is made first, on the latency table that the first seed's measured.
+Each rival takes its baseline and the table, shrinks to the same measured latency and is trained
+directly, with the same distillation, for all the compute that the searched run spent:
+super-network, search and finalists. Runs are kept in `runs/rivals/`, so an interrupted benchmark
+goes on inside the run that was cut off.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def row(key: dict[str, Any], quick: bool) -> dict[str, Any]:
     command += ["--out", str(folder(seed, strategy, quick))]
     if strategy != "search":
         command += ["--baseline", strategy, "--reuse", str(searched)]
+    elif seed != SEEDS[0]:
+        command += ["--table", str(folder(SEEDS[0], "search", quick) / "table.json")]
     if quick:
         command += ["--minutes", str(QUICK_MINUTES)]
     subprocess.run(command, check=True)

@@ -150,8 +150,7 @@ def _winner(contest: Contest, budget: str, compute: float) -> Winner:
     directory = contest.inputs.directory
     with directory.stage("search"):
         selection = choose_structures(contest, budget)
-    share = stages.budget_share(contest.inputs, budget)
-    steps = contest.inputs.plan.winner_steps(share)
+    steps = contest.inputs.plan.winner_steps
     if contest.network is None:
         steps = rival_steps(contest, selection, compute / len(contest.inputs.recipe.budgets))
     with directory.stage("finalists"):
@@ -174,7 +173,7 @@ def _rival_compute(inputs: Inputs, given: Given) -> float:
 def _longest_taught(inputs: Inputs, compute: float) -> int:
     """Steps of the student that sees most examples."""
     if inputs.recipe.strategy == "search":
-        return inputs.plan.student_steps(stages.budget_shares(inputs))
+        return inputs.plan.student_steps
     budgets = inputs.recipe.budgets
     least = min(stages.budget_share(inputs, budget) for budget in budgets)
     return round(1.2 * compute / len(budgets) / least)

@@ -121,7 +121,7 @@ def baseline(inputs: Inputs) -> BaselineHistory:
     out = inputs.path / "baseline"
     if not (out / "history.json").exists():
         plan = inputs.plan
-        steps = plan.baseline_steps(budget_shares(inputs))
+        steps = plan.baseline_steps
         model, _ = load_model(
             inputs.recipe.model, labels=inputs.task.labels, seed=inputs.recipe.seed
         )

@@ -75,7 +75,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
             "evaluation_rows": 32,
             "entrants": 3,
             "first_rung_steps": 3,
-            "winner_compute": 7.5,
+            "winner_steps": 18,
         },
         "measure": {"validate_table": 3, "pairs": 15, "tolerance": 0.5, "parity_rows": 20},
     }

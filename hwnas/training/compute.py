@@ -4,8 +4,8 @@ The unit is the *full-model step*: forward and backward of one batch through the
 subnetwork's step costs its share of the multiply-accumulates, a forward pass a third of a step.
 One training for many budgets is where a super-network pays; for one or two budgets a finalist
 trained directly is hard to beat (METHODS, the prototype), so by default most of the steps go
-to the finalists. Every budget gets the same compute, so a smaller model takes more steps, and the
-baseline takes as many as the longest-trained of them.
+to the finalists. The winner of every budget takes the same number of them, and the baseline as many
+as a winner has seen in all stages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from hwnas.space import Subnetwork, macs
 from hwnas.training.sampling import Sandwich
 
 FORWARD = 1 / 3  # of a training step
-_LEAST_SHARE = 0.25  # budgets below it take no more steps than one of a quarter
 
 
 class ComputePlan(BaseModel):
@@ -29,31 +28,25 @@ class ComputePlan(BaseModel):
 
     minutes: float | None = Field(None, gt=0)  # of training, all stages; scales the steps below
     batch: int = Field(16, gt=0)
-    start_steps: int = Field(130, ge=1)  # of the original, before the students start from it
+    start_steps: int = Field(260, ge=1)  # of the original, before the students start from it
     supernet_steps: int = Field(20, ge=1)
-    evaluations: int = Field(20, ge=1)  # candidates that the search evaluates, for each budget
-    evaluation_rows: int = Field(192, ge=1)  # validation rows that the search looks at
+    evaluations: int = Field(16, ge=1)  # candidates that the search evaluates, for each budget
+    evaluation_rows: int = Field(128, ge=1)  # validation rows that the search looks at
     plateau_rows: int = Field(384, ge=1)  # validation rows that end the baseline's training
     choice_rows: int = Field(768, ge=1)  # validation rows that judge the finalists
     entrants: int = Field(3, ge=1)  # finalists, for each budget
     first_rung_steps: int = Field(24, ge=1)  # of each finalist, before all but one are dropped
-    winner_compute: float = Field(110, gt=0)  # full-model steps that each budget's winner takes
+    winner_steps: int = Field(400, ge=2)  # of each budget's winner, the first rung included
 
-    def winner_steps(self, share: float) -> int:
-        """Steps of a budget's winner, first rung included: the same compute for every budget.
-
-        Args:
-            share: the budget as a share of the full model's latency.
-        """
-        return max(2, round(self.winner_compute / max(share, _LEAST_SHARE)))
-
-    def student_steps(self, shares: Sequence[float]) -> int:
+    @property
+    def student_steps(self) -> int:
         """Steps that a chosen subnetwork may see after the students' start, at most."""
-        return self.supernet_steps + max(self.winner_steps(share) for share in shares)
+        return self.supernet_steps + self.winner_steps
 
-    def baseline_steps(self, shares: Sequence[float]) -> int:
+    @property
+    def baseline_steps(self) -> int:
         """Steps of the baseline: as many as any of its smaller rivals sees in all stages."""
-        return self.start_steps + self.student_steps(shares)
+        return self.start_steps + self.student_steps
 
     def scaled(self, factor: float) -> ComputePlan:
         """All training times `factor`."""
@@ -66,15 +59,15 @@ class ComputePlan(BaseModel):
                 "start_steps": times(self.start_steps),
                 "supernet_steps": times(self.supernet_steps),
                 "first_rung_steps": times(self.first_rung_steps),
-                "winner_compute": self.winner_compute * factor,
+                "winner_steps": times(self.winner_steps),
             }
         )
 
     def total(self, shares: Sequence[float], sandwich_cost: float = 2.0) -> float:
         """Full-model steps of a whole run with budgets of these shares of the full model."""
         return (
-            self.baseline_steps(shares)
-            + self.student_steps(shares) * FORWARD  # the teacher's answers
+            self.baseline_steps
+            + self.student_steps * FORWARD  # the teacher's answers
             + self.supernet_steps * sandwich_cost
             + sum(self.for_budget(share) for share in shares)
         )
@@ -82,7 +75,7 @@ class ComputePlan(BaseModel):
     def for_budget(self, share: float) -> float:
         """Full-model steps of one budget's search and finalists."""
         evaluations = self.evaluations * self.evaluation_rows / self.batch * FORWARD
-        halving = self.winner_steps(share) + (self.entrants - 1) * self.first_rung_steps
+        halving = self.winner_steps + (self.entrants - 1) * self.first_rung_steps
         return share * (evaluations + halving)
 
 
