@@ -152,7 +152,11 @@ def _winner(contest: Contest, budget: str, compute: float) -> Winner:
         selection = choose_structures(contest, budget)
     steps = contest.inputs.plan.winner_steps
     if contest.network is None:
-        steps = rival_steps(contest, selection, compute / len(contest.inputs.recipe.budgets))
+        # budgets take about equal steps, as they do in a searched run
+        part = stages.budget_share(contest.inputs, budget) / sum(
+            stages.budget_shares(contest.inputs)
+        )
+        steps = rival_steps(contest, selection, compute * part)
     with directory.stage("finalists"):
         return train_finalists(contest, budget, selection, steps)
 
@@ -174,9 +178,7 @@ def _longest_taught(inputs: Inputs, compute: float) -> int:
     """Steps of the student that sees most examples."""
     if inputs.recipe.strategy == "search":
         return inputs.plan.student_steps
-    budgets = inputs.recipe.budgets
-    least = min(stages.budget_share(inputs, budget) for budget in budgets)
-    return round(1.2 * compute / len(budgets) / least)
+    return round(1.2 * compute / sum(stages.budget_shares(inputs)))
 
 
 def _spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
