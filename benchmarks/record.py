@@ -34,11 +34,16 @@ def options(name: str, description: str | None) -> argparse.Namespace:
 
 
 def commit() -> str:
-    """The commit that is measured, marked if the tree has changes."""
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True
+    """The commit that is measured, marked if the tree, apart from results, has changes."""
+
+    def git(*arguments: str) -> str:
+        answer = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True)
+        return answer.stdout.strip()
+
+    changes = git(
+        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
     )
-    return answer.stdout.strip() or "unknown"
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changes else "")
 
 
 class Results:
