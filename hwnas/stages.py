@@ -31,7 +31,7 @@ from hwnas.training.distillation import load_logits, save_logits, with_teacher
 from hwnas.training.evaluate import predict
 from hwnas.training.halving import rows
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.trainer import Optimization, prepared, train
 
 if TYPE_CHECKING:
     import numpy as np
@@ -288,11 +288,12 @@ def seconds_per_step(inputs: Inputs) -> float:
     columns = [c for c in inputs.train.column_names if c != "length"]
     part = inputs.train.select_columns(columns)
     seconds = []
-    for step in range(_SPEED_STEPS):
-        begin = time.perf_counter()
-        batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - begin)
+    with prepared(model, inputs.optimization(inputs.plan.baseline_steps, 1e-5, 0)):
+        for step in range(_SPEED_STEPS):
+            begin = time.perf_counter()
+            batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[1:])
