@@ -1,7 +1,9 @@
 """The contest for each budget: structures found and timed, finalists trained, one winner.
 
-Kinds of structure compete: searched widths, the uniform shrink, fewer blocks. A rival strategy
-(`uniform`, `layers`) enters one structure by its rule and trains it for the same total compute.
+Kinds of structure compete: searched widths, the uniform shrink, fewer blocks. The largest budget is
+contested first, and a smaller budget's finalists may go on from its winner's weights: nested widths
+let one training serve many budgets. A rival strategy (`uniform`, `layers`) enters one structure by
+its rule, trained directly for the same total compute.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from hwnas.importance import Importance
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
+from hwnas.models import load
 from hwnas.progress import bar
 from hwnas.search.evolution import Evaluated, evolve, finalists
 from hwnas.search.seeds import seeds
@@ -34,6 +37,7 @@ from hwnas.training.halving import Entrant, Rung, halve, rows
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
+    from transformers import PreTrainedModel
 
     from hwnas.latency.profile import Stopwatch
     from hwnas.search.exact import BlockLoss
@@ -179,25 +183,35 @@ def _shrink(contest: Contest) -> Proposer:
     return propose
 
 
-def train_finalists(contest: Contest, budget: str, selection: Selection, steps: int) -> Winner:
+def train_finalists(
+    contest: Contest,
+    budget: str,
+    selection: Selection,
+    steps: int,
+    forerunner: Winner | None = None,
+) -> Winner:
     """`finalists/<budget>/`: the structures trained on in successive halving; the best of them.
 
     Args:
         steps: training steps that the winner takes here.
+        forerunner: the winner of a larger budget, whose weights may be cut down for this one.
     """
     inputs = contest.inputs
     folder = inputs.path / "finalists" / Budget.parse(budget).folder
-    entrants = [_entrant(contest, s) for s in selection.structures]
-    supernet_steps = inputs.plan.supernet_steps if contest.network else 0
+    origins = _origins(contest, forerunner)
+    entrants = [_entrant(contest, s, origins) for s in selection.structures]
+    seen = inputs.plan.supernet_steps if contest.network else 0
+    if forerunner is not None:
+        seen += inputs.plan.winner_steps
     rungs = [Rung(steps, 1)]
     if len(entrants) > 1:
         first = min(inputs.plan.first_rung_steps, steps - 1)
         rungs = [Rung(first, 1), Rung(steps - first, 1)]
     halving = halve(
         entrants,
-        lambda entrant: _network(contest, entrant.start).extract(entrant.subnetwork),
+        lambda entrant: origins[entrant.start].extract(entrant.subnetwork),
         inputs.tokenizer,
-        rows(contest.examples, supernet_steps * inputs.plan.batch, len(contest.examples)),
+        rows(contest.examples, seen * inputs.plan.batch, len(contest.examples)),
         inputs.choice_validation,
         inputs.task.metric,
         rungs,
@@ -223,12 +237,12 @@ def train_finalists(contest: Contest, budget: str, selection: Selection, steps: 
         for r in halving.results
     ]
     winner = entrants[halving.winner]
-    shared = supernet_steps if winner.start == "supernet" else 0
     return Winner(
+        budget=budget,
         structure=selection.structures[halving.winner],
         start=winner.start,
         weights=halving.weights,
-        steps=steps + shared + read_history(inputs.path / "baseline").start_steps,
+        steps=origins[winner.start].steps + steps,
         rounds=selection.rounds,
         standing=standing,
     )
@@ -238,6 +252,7 @@ def train_finalists(contest: Contest, budget: str, selection: Selection, steps: 
 class Winner:
     """The trained winner of a budget's contest."""
 
+    budget: str
     structure: TimedStructure
     start: str
     weights: Path
@@ -246,28 +261,67 @@ class Winner:
     standing: list[Finalist]
 
 
-def _network(contest: Contest, start: str) -> SuperNetwork:
-    if start == "supernet":
-        assert contest.network is not None
-        return contest.network
-    return contest.start
+@dataclass(frozen=True)
+class Origin:
+    """Weights that finalists may be cut from."""
+
+    network: SuperNetwork
+    within: Subnetwork  # what of the full model the network holds
+    steps: int  # that its weights have seen, all stages
+
+    def holds(self, subnetwork: Subnetwork) -> bool:
+        """Whether the subnetwork is a prefix of it in every block."""
+        pairs = zip(subnetwork.blocks, self.within.blocks, strict=True)
+        return all(a.heads <= b.heads and a.ffn <= b.ffn for a, b in pairs)
+
+    def nested(self, subnetwork: Subnetwork) -> Subnetwork:
+        """The subnetwork in terms of the blocks that the network has."""
+        return Subnetwork(tuple(subnetwork.blocks[i] for i, _ in self.within.kept))
+
+    def extract(self, subnetwork: Subnetwork) -> PreTrainedModel:
+        """The subnetwork as a dense model."""
+        return self.network.extract(self.nested(subnetwork))
+
+    def divergence(self, subnetwork: Subnetwork, contest: Contest) -> float:
+        """From the teacher, on the search's validation rows."""
+        with self.network.as_subnetwork(self.nested(subnetwork)) as model:
+            logits = predict(model, contest.inputs.search_validation)
+        return divergence(contest.teacher_logits, logits)
 
 
-def _entrant(contest: Contest, structure: TimedStructure) -> Entrant:
-    """Start from whichever weights serve the structure better.
+def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:
+    """Every origin by its name in `finalists.jsonl`."""
+    inputs = contest.inputs
+    full = Subnetwork.full(inputs.shape)
+    start_steps = read_history(inputs.path / "baseline").start_steps
+    origins = {"teacher": Origin(contest.start, full, start_steps)}
+    if contest.network is not None:
+        steps = start_steps + inputs.plan.supernet_steps
+        origins["supernet"] = Origin(contest.network, full, steps)
+    if forerunner is not None:
+        network = SuperNetwork(load(forerunner.weights))
+        within = forerunner.structure.subnetwork
+        origins[forerunner.budget] = Origin(network, within, forerunner.steps)
+    return origins
 
-    A structure with fewer blocks starts from the teacher's: the super-network's were the worse
-    start for it (METHODS). Widths start from the weights that diverge less from the teacher.
+
+def _entrant(contest: Contest, structure: TimedStructure, origins: dict[str, Origin]) -> Entrant:
+    """Start from whichever weights serve the structure best: those that diverge least.
+
+    But leaving out blocks is judged by training only: there the super-network's weights were the
+    worse start (METHODS), so a structure starts from the teacher's or from weights that were
+    trained with just its blocks.
     """
     subnetwork = structure.subnetwork
+    fitting = {
+        name: origin
+        for name, origin in origins.items()
+        if origin.holds(subnetwork)
+        and (name == "teacher" or origin.within.depth == subnetwork.depth)
+    }
     start = "teacher"
-    if contest.network is not None and subnetwork.depth == len(subnetwork.blocks):
-        validation = contest.inputs.search_validation
-        apart = {}
-        for name in ("supernet", "teacher"):
-            with _network(contest, name).as_subnetwork(subnetwork) as model:
-                apart[name] = divergence(contest.teacher_logits, predict(model, validation))
-        start = min(apart, key=lambda name: apart[name])
+    if len(fitting) > 1:
+        start = min(fitting, key=lambda name: fitting[name].divergence(subnetwork, contest))
     return Entrant(structure.kind, subnetwork, start)
 
 

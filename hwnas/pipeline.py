@@ -78,7 +78,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
         start=stages.starting_network(inputs, scores),
         network=network,
     )
-    winners = {budget: _winner(contest, budget, compute) for budget in recipe.budgets}
+    winners = _winners(contest, compute)
     directory.rewrite(
         "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
     )
@@ -146,19 +146,26 @@ def _fit_to_minutes(inputs: Inputs, minutes: float) -> ComputePlan:
     return plan.scaled(minutes * 60 / (plan.total(shares) * speed["seconds"]))
 
 
-def _winner(contest: Contest, budget: str, compute: float) -> Winner:
-    directory = contest.inputs.directory
-    with directory.stage("search"):
-        selection = choose_structures(contest, budget)
-    steps = contest.inputs.plan.winner_steps
-    if contest.network is None:
-        # budgets take about equal steps, as they do in a searched run
-        part = stages.budget_share(contest.inputs, budget) / sum(
-            stages.budget_shares(contest.inputs)
-        )
-        steps = rival_steps(contest, selection, compute * part)
-    with directory.stage("finalists"):
-        return train_finalists(contest, budget, selection, steps)
+def _winners(contest: Contest, compute: float) -> dict[str, Winner]:
+    """The winner of every budget, in the recipe's order; the largest is contested first."""
+    inputs, directory = contest.inputs, contest.inputs.directory
+    shares = {budget: stages.budget_share(inputs, budget) for budget in inputs.recipe.budgets}
+    found: dict[str, Winner] = {}
+    first: Winner | None = None
+    for budget in sorted(shares, key=lambda name: -shares[name]):
+        with directory.stage("search"):
+            selection = choose_structures(contest, budget)
+        with directory.stage("finalists"):
+            if contest.network is None:
+                # budgets take about equal steps, as they do in a searched run
+                part = compute * shares[budget] / sum(shares.values())
+                steps = rival_steps(contest, selection, part)
+                found[budget] = train_finalists(contest, budget, selection, steps)
+            else:
+                steps = inputs.plan.winner_steps
+                found[budget] = train_finalists(contest, budget, selection, steps, first)
+                first = first or found[budget]
+    return {budget: found[budget] for budget in inputs.recipe.budgets}
 
 
 def _rival_compute(inputs: Inputs, given: Given) -> float:
@@ -177,7 +184,7 @@ def _rival_compute(inputs: Inputs, given: Given) -> float:
 def _longest_taught(inputs: Inputs, compute: float) -> int:
     """Steps of the student that sees most examples."""
     if inputs.recipe.strategy == "search":
-        return inputs.plan.student_steps
+        return inputs.plan.student_steps(len(inputs.recipe.budgets))
     return round(1.2 * compute / sum(stages.budget_shares(inputs)))
 
 

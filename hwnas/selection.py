@@ -1,15 +1,17 @@
 """From the super-network to the finalists of one budget: search, time the structures, search again.
 
 Latency depends on shapes, not on weights, so the finalists' structures are timed on the target
-before any of them is trained, in pairs with the baseline. A structure that misses the budget is
-dropped, the table's scale is corrected by what was measured, and the search is made again, a few
-times at most. If nothing fits, the error names the fastest structure that was possible.
+before any of them is trained, in pairs with the baseline. A kind of structure whose best one
+misses the budget, or is so much faster than predicted that it leaves budget unused, is searched
+again with the table corrected by what was measured, a few times at most. The correction is the
+kind's own: what makes one odd structure slow says little of the others. If nothing fits, the
+error names the fastest structure that was possible.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
@@ -60,8 +62,10 @@ class Selection(BaseModel):
     structures: list[TimedStructure]
     timed: list[TimedStructure]  # all that were, those that missed included
     rounds: int
-    scale: float  # correction of the table that the last round used
+    scales: dict[str, float]  # last corrections of the table, by kind of structure; 1 if right
 
+
+_UNUSED = 0.04  # of the predicted latency, by which a structure may be faster without a new search
 
 # (predictor, budget in ms, round) -> candidates for training, best first
 Proposer = Callable[[LatencyPredictor, float, int], Iterable[Evaluated]]
@@ -74,7 +78,7 @@ def select(
     allowance: Allowance,
     rounds: int,
 ) -> Selection:
-    """Propose structures, time them, correct the predictor's scale, until the proposed ones fit.
+    """Propose structures, time them, correct the predictor, until the proposed ones fit.
 
     Args:
         time_structure: measured latency in ms, paired with the baseline.
@@ -82,36 +86,34 @@ def select(
     Raises:
         BudgetError: no structure was measured within the budget.
     """
-    scale = 1.0
+    scales = dict.fromkeys(GROUPS, 1.0)
+    wanted = set(GROUPS)
     timed: list[TimedStructure] = []
     fitting: dict[str, TimedStructure] = {}
     aim = allowance.ms * (1 - allowance.margin)
     number = 0
-    for number in range(1, rounds + 1):
-        try:
-            proposals = list(propose(predictor.scaled(scale), aim, number))
-        except BudgetError:
-            if not timed:
-                raise
-            break
-        fresh = [
-            TimedStructure(
-                kind=p.kind,
-                genome=p.subnetwork.genome,
-                divergence=None if math.isnan(p.divergence) else p.divergence,
-                predicted_ms=p.predicted_ms,
-                measured_ms=time_structure(p.subnetwork),
-                round=number,
-            )
-            for p in proposals
-            if group_of(p.kind, p.subnetwork) not in fitting
-        ]
+    while wanted and number < rounds:
+        number += 1
+        fresh: list[TimedStructure] = []
+        for scale in sorted({scales[group] for group in wanted}):
+            try:
+                proposals = list(propose(predictor.scaled(scale), aim, number))
+            except BudgetError:
+                if not timed:
+                    raise
+                continue
+            sought = {group for group in wanted if scales[group] == scale}
+            fresh += _timed(proposals, sought, timed + fresh, time_structure, number)
         timed += fresh
-        fitting |= {t.group: t for t in fresh if t.measured_ms <= allowance.ms}
-        misses = [t.measured_ms / t.predicted_ms for t in fresh if t.group not in fitting]
-        if not misses:
-            break
-        scale *= max(misses)
+        wanted = set()
+        for structure in fresh:
+            group = structure.group
+            if structure.measured_ms <= allowance.ms:
+                fitting[group] = min(structure, fitting.get(group, structure), key=_rank)
+            error = structure.measured_ms / structure.predicted_ms
+            if structure.measured_ms > allowance.ms or error < 1 - _UNUSED:
+                scales[group] *= error
+                wanted.add(group)
     if not fitting:
         # within the noise of the measurement: the verification has the last word
         near = allowance.ms * (1 + allowance.tolerance / 2)
@@ -124,4 +126,33 @@ def select(
             f"the fastest was {fastest.measured_ms:.2f} ms ({fastest.subnetwork})"
         )
     structures = [fitting[group] for group in GROUPS if group in fitting]
-    return Selection(structures=structures, timed=timed, rounds=number, scale=scale)
+    return Selection(structures=structures, timed=timed, rounds=number, scales=scales)
+
+
+def _timed(
+    proposals: Iterable[Evaluated],
+    sought: Collection[str],
+    earlier: Iterable[TimedStructure],
+    time_structure: Callable[[Subnetwork], float],
+    number: int,
+) -> list[TimedStructure]:
+    """The proposals of the sought kinds that were not timed before."""
+    known = {t.subnetwork for t in earlier}
+    return [
+        TimedStructure(
+            kind=p.kind,
+            genome=p.subnetwork.genome,
+            divergence=None if math.isnan(p.divergence) else p.divergence,
+            predicted_ms=p.predicted_ms,
+            measured_ms=time_structure(p.subnetwork),
+            round=number,
+        )
+        for p in proposals
+        if group_of(p.kind, p.subnetwork) in sought and p.subnetwork not in known
+    ]
+
+
+def _rank(structure: TimedStructure) -> tuple[float, float]:
+    """The less divergence the better, or, where it was not looked at, the more of the budget."""
+    apart = math.inf if structure.divergence is None else structure.divergence
+    return apart, -structure.measured_ms

@@ -90,7 +90,8 @@ class Inputs:
     def optimization(self, steps: int, learning_rate: float, seed: int) -> Optimization:
         """The recipe's way of training, for one stage."""
         training = self.recipe.training
-        sees_twice = steps * self.plan.batch > len(self.train)
+        longest = self.plan.baseline_steps(len(self.recipe.budgets))
+        sees_twice = longest * self.plan.batch > len(self.train)
         return Optimization(
             steps=steps,
             learning_rate=learning_rate,
@@ -121,7 +122,7 @@ def baseline(inputs: Inputs) -> BaselineHistory:
     out = inputs.path / "baseline"
     if not (out / "history.json").exists():
         plan = inputs.plan
-        steps = plan.baseline_steps
+        steps = plan.baseline_steps(len(inputs.recipe.budgets))
         model, _ = load_model(
             inputs.recipe.model, labels=inputs.task.labels, seed=inputs.recipe.seed
         )
@@ -231,9 +232,14 @@ def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
 
 
 def sandwich(inputs: Inputs, space: SearchSpace) -> Sandwich:
-    """How the super-network's subnetworks are sampled: down to somewhat below the least budget."""
-    smallest = max(0.05, 0.8 * min(budget_shares(inputs)))
-    return Sandwich(space, seed=inputs.recipe.seed, smallest=smallest)
+    """How the super-network's subnetworks are sampled: a little beyond the budgets, either way."""
+    shares = budget_shares(inputs)
+    return Sandwich(
+        space,
+        seed=inputs.recipe.seed,
+        smallest=max(0.05, 0.8 * min(shares)),
+        largest=min(1.0, 1.2 * max(shares)),
+    )
 
 
 def budget_share(inputs: Inputs, text: str) -> float:
@@ -288,7 +294,8 @@ def seconds_per_step(inputs: Inputs) -> float:
     columns = [c for c in inputs.train.column_names if c != "length"]
     part = inputs.train.select_columns(columns)
     seconds = []
-    with prepared(model, inputs.optimization(inputs.plan.baseline_steps, 1e-5, 0)):
+    steps = inputs.plan.baseline_steps(len(inputs.recipe.budgets))
+    with prepared(model, inputs.optimization(steps, 1e-5, 0)):
         for step in range(_SPEED_STEPS):
             begin = time.perf_counter()
             batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])

@@ -43,7 +43,7 @@ def test_a_right_prediction_takes_one_round():
 def test_a_miss_corrects_the_scale_and_searches_again():
     selection = select(_widest, Line(1.5).predict, Line(), ALLOWANCE, rounds=3)
     assert selection.rounds == 2
-    assert selection.scale == pytest.approx(1.5)
+    assert selection.scales["uniform"] == pytest.approx(1.5)
     assert [s.measured_ms <= 10 for s in selection.structures] == [True]
     assert len(selection.timed) == 2
 
@@ -72,3 +72,25 @@ def test_divergence_that_was_not_looked_at_is_null_in_json():
 
     selection = select(rule, lambda s: 8.0, Line(), ALLOWANCE, rounds=1)
     assert json.loads(selection.model_dump_json())["structures"][0]["divergence"] is None
+
+
+def test_what_leaves_budget_unused_is_searched_again():
+    selection = select(_widest, Line(0.8).predict, Line(), ALLOWANCE, rounds=3)
+    assert [t.measured_ms for t in selection.timed] == pytest.approx([7.2, 9.6])
+    assert selection.structures[0].measured_ms == pytest.approx(9.6)
+
+
+def test_the_miss_of_one_kind_does_not_correct_the_others():
+    def kinds(predictor, budget_ms, number):
+        (uniform,) = _widest(predictor, budget_ms, number)
+        wide = Subnetwork.of([[2, uniform.subnetwork.blocks[0].ffn]])
+        return [Evaluated("evolved", wide, 0.2, uniform.predicted_ms), uniform]
+
+    def measure(subnetwork):
+        (block,) = subnetwork.blocks
+        return block.ffn * (1.5 if block.heads == 2 else 1.0)
+
+    selection = select(kinds, measure, Line(), ALLOWANCE, rounds=3)
+    assert {s.kind: s.measured_ms for s in selection.structures} == {"uniform": 9, "evolved": 9}
+    assert selection.scales["searched"] == pytest.approx(1.5)
+    assert selection.scales["uniform"] == 1

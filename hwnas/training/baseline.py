@@ -1,10 +1,9 @@
 """The baseline: the original model, trained on the task as long as any smaller rival is.
 
-An under-trained baseline flatters every smaller model, so it takes as many steps as the smaller
-ones take in all stages together, or stops when validation no longer improves. Its weights on the
-way, `student_steps` before the end, are where the students start: they then have seen exactly
-as many steps as the baseline, and learn from the better, finished one. A baseline that has
-converged is itself the start.
+An under-trained baseline flatters every smaller model, so it takes as many steps as the longest
+trained of the smaller ones in all stages together, or stops when validation no longer improves. Its
+weights on the way are where the students start, which then learn from the better, finished one. A
+baseline that has converged before that is itself the start.
 """
 
 from __future__ import annotations

@@ -241,6 +241,15 @@ def test_sandwich_depends_on_seed_and_step_only(tiny_config):
         assert all(s in space for s in subnetworks)
 
 
+def test_sandwich_stays_within_its_largest(tiny_config):
+    space = SearchSpace.whole(find_shape(tiny_config))
+    sandwich = Sandwich(space, seed=0, smallest=0.25, largest=0.5, depth_share=0.0)
+    for subnetworks in (sandwich.at(s) for s in range(50)):
+        assert subnetworks[0] == space.scaled(0.5)
+        most = max(b.ffn for s in subnetworks[1:] for b in s.blocks)
+        assert most <= 0.75 * space.largest.blocks[0].ffn  # samples vary around their share
+
+
 def test_sandwich_depth_share(tiny_config):
     space = SearchSpace.whole(find_shape(tiny_config))
     depth = len(space.blocks)
