@@ -301,7 +301,7 @@ def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:
     if forerunner is not None:
         network = SuperNetwork(load(forerunner.weights))
         within = forerunner.structure.subnetwork
-        origins[forerunner.budget] = Origin(network, within, forerunner.steps)
+        origins[f"{forerunner.budget} winner"] = Origin(network, within, forerunner.steps)
     return origins
 
 

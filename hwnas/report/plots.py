@@ -218,7 +218,7 @@ def finalists(records: Sequence[Finalist]) -> str:
                     color=colour,
                     marker=marker,
                     markersize=7,
-                    linestyle="-" if path[0].start == "supernet" else "--",
+                    linestyle="--" if path[0].start == "teacher" else "-",
                     label=f"{path[0].kind}, from the {path[0].start}",
                 )
                 if not path[-1].survived:
