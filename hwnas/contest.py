@@ -30,13 +30,12 @@ from hwnas.space import SearchSpace, Subnetwork
 from hwnas.stages import Inputs
 from hwnas.summary import Candidate, Finalist
 from hwnas.training.baseline import read_history
-from hwnas.training.compute import step_cost
+from hwnas.training.compute import FORWARD, step_cost
 from hwnas.training.evaluate import divergence, predict
 from hwnas.training.halving import Entrant, Rung, halve, rows
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import Dataset
     from transformers import PreTrainedModel
 
     from hwnas.latency.profile import Stopwatch
@@ -51,7 +50,7 @@ class Contest:
     table: LatencyTable
     space: SearchSpace
     scores: Importance
-    examples: Dataset  # training rows with the teacher's logits
+    teacher: PreTrainedModel  # the baseline
     teacher_logits: np.ndarray  # on the search's validation rows
     start: SuperNetwork  # the students' start, reordered
     network: SuperNetwork | None  # the trained super-network; None where a rival shrinks directly
@@ -187,36 +186,38 @@ def train_finalists(
     contest: Contest,
     budget: str,
     selection: Selection,
-    steps: int,
+    *,
+    steps: int | None = None,
     forerunner: Winner | None = None,
 ) -> Winner:
     """`finalists/<budget>/`: the structures trained on in successive halving; the best of them.
 
     Args:
-        steps: training steps that the winner takes here.
+        steps: training steps that the winner takes here; by default, as the plan says.
         forerunner: the winner of a larger budget, whose weights may be cut down for this one.
     """
     inputs = contest.inputs
     folder = inputs.path / "finalists" / Budget.parse(budget).folder
     origins = _origins(contest, forerunner)
-    entrants = [_entrant(contest, s, origins) for s in selection.structures]
+    entrants = [_entrant(contest, s, origins, steps) for s in selection.structures]
     seen = inputs.plan.supernet_steps if contest.network else 0
     if forerunner is not None:
         seen += inputs.plan.winner_steps
-    rungs = [Rung(steps, 1)]
+    rungs = [Rung(None, 1)]
     if len(entrants) > 1:
-        first = min(inputs.plan.first_rung_steps, steps - 1)
-        rungs = [Rung(first, 1), Rung(steps - first, 1)]
+        first = min(inputs.plan.first_rung_steps, *(entrant.steps - 1 for entrant in entrants))
+        rungs = [Rung(first, 1), Rung(None, 1)]
     halving = halve(
         entrants,
         lambda entrant: origins[entrant.start].extract(entrant.subnetwork),
         inputs.tokenizer,
-        rows(contest.examples, seen * inputs.plan.batch, len(contest.examples)),
+        rows(inputs.train, seen * inputs.plan.batch, len(inputs.train)),
         inputs.choice_validation,
         inputs.task.metric,
         rungs,
-        inputs.optimization(steps, inputs.recipe.training.finalist_rate, 10),
+        inputs.optimization(0, inputs.recipe.training.finalist_rate, 10),
         folder,
+        contest.teacher,
     )
     won = {(r.entrant, r.rung) for r in halving.results if r.rung > 0} | {
         (halving.winner, r) for r in range(len(rungs))
@@ -242,7 +243,7 @@ def train_finalists(
         structure=selection.structures[halving.winner],
         start=winner.start,
         weights=halving.weights,
-        steps=origins[winner.start].steps + steps,
+        steps=origins[winner.start].steps + winner.steps,
         rounds=selection.rounds,
         standing=standing,
     )
@@ -268,6 +269,7 @@ class Origin:
     network: SuperNetwork
     within: Subnetwork  # what of the full model the network holds
     steps: int  # that its weights have seen, all stages
+    heir: bool = False  # whether what is cut from it needs the fewer steps of an heir
 
     def holds(self, subnetwork: Subnetwork) -> bool:
         """Whether the subnetwork is a prefix of it in every block."""
@@ -301,11 +303,15 @@ def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:
     if forerunner is not None:
         network = SuperNetwork(load(forerunner.weights))
         within = forerunner.structure.subnetwork
-        origins[f"{forerunner.budget} winner"] = Origin(network, within, forerunner.steps)
+        origins[f"{forerunner.budget} winner"] = Origin(
+            network, within, forerunner.steps, heir=True
+        )
     return origins
 
 
-def _entrant(contest: Contest, structure: TimedStructure, origins: dict[str, Origin]) -> Entrant:
+def _entrant(
+    contest: Contest, structure: TimedStructure, origins: dict[str, Origin], steps: int | None
+) -> Entrant:
     """Start from whichever weights serve the structure best: those that diverge least.
 
     But leaving out blocks is judged by training only: there the super-network's weights were the
@@ -322,11 +328,14 @@ def _entrant(contest: Contest, structure: TimedStructure, origins: dict[str, Ori
     start = "teacher"
     if len(fitting) > 1:
         start = min(fitting, key=lambda name: fitting[name].divergence(subnetwork, contest))
-    return Entrant(structure.kind, subnetwork, start)
+    if steps is None:
+        plan = contest.inputs.plan
+        steps = plan.heir_steps if origins[start].heir else plan.winner_steps
+    return Entrant(structure.kind, subnetwork, start, steps)
 
 
 def rival_steps(contest: Contest, selection: Selection, compute: float) -> int:
     """Steps that `compute` full-model steps allow the one structure of a rival."""
     structure = selection.structures[0].subnetwork
     cost = step_cost(structure, contest.inputs.shape, contest.inputs.mean_length)
-    return max(1, round(compute / cost))
+    return max(1, round(compute / (cost + FORWARD)))

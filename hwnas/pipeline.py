@@ -22,7 +22,7 @@ from hwnas.errors import UserError
 from hwnas.files import read_model, replacing
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
-from hwnas.models import load_model
+from hwnas.models import load, load_model
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
 from hwnas.stages import Inputs
@@ -61,20 +61,20 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     with directory.stage("importance"):
         scores = stages.importance(inputs)
     compute = _rival_compute(inputs, given) if recipe.strategy != "search" else 0.0
+    teacher = load(inputs.path / "baseline" / "model")
     with directory.stage("teacher"):
-        answers = stages.teacher(inputs, _longest_taught(inputs, compute))
-    examples = stages.taught(inputs, answers)
+        answers = stages.teacher_logits(inputs, teacher)
     network: SuperNetwork | None = None
     if recipe.strategy == "search":
         with directory.stage("supernet"):
-            network = stages.supernet(inputs, space, scores, examples)
+            network = stages.supernet(inputs, space, scores, teacher)
     contest = Contest(
         inputs=inputs,
         table=table,
         space=space,
         scores=scores,
-        examples=examples,
-        teacher_logits=answers["search"],
+        teacher=teacher,
+        teacher_logits=answers,
         start=stages.starting_network(inputs, scores),
         network=network,
     )
@@ -158,12 +158,12 @@ def _winners(contest: Contest, compute: float) -> dict[str, Winner]:
         with directory.stage("finalists"):
             if contest.network is None:
                 # budgets take about equal steps, as they do in a searched run
-                part = compute * shares[budget] / sum(shares.values())
+                weights = {name: share + FORWARD for name, share in shares.items()}
+                part = compute * weights[budget] / sum(weights.values())
                 steps = rival_steps(contest, selection, part)
-                found[budget] = train_finalists(contest, budget, selection, steps)
+                found[budget] = train_finalists(contest, budget, selection, steps=steps)
             else:
-                steps = inputs.plan.winner_steps
-                found[budget] = train_finalists(contest, budget, selection, steps, first)
+                found[budget] = train_finalists(contest, budget, selection, forerunner=first)
                 first = first or found[budget]
     return {budget: found[budget] for budget in inputs.recipe.budgets}
 
@@ -176,16 +176,9 @@ def _rival_compute(inputs: Inputs, given: Given) -> float:
     plan = inputs.plan
     space = stages.search_space(inputs)
     sandwich = stages.sandwich(inputs, space)
-    return supernet_cost(sandwich, plan.supernet_steps, inputs.shape, inputs.mean_length) + sum(
-        plan.for_budget(stages.budget_share(inputs, budget)) for budget in inputs.recipe.budgets
-    )
-
-
-def _longest_taught(inputs: Inputs, compute: float) -> int:
-    """Steps of the student that sees most examples."""
-    if inputs.recipe.strategy == "search":
-        return inputs.plan.student_steps(len(inputs.recipe.budgets))
-    return round(1.2 * compute / sum(stages.budget_shares(inputs)))
+    return supernet_cost(
+        sandwich, plan.supernet_steps, inputs.shape, inputs.mean_length
+    ) + plan.for_budgets(stages.budget_shares(inputs))
 
 
 def _spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
@@ -206,7 +199,8 @@ def _spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
         ),
         finalists=round(
             sum(
-                step_cost_of(f.genome, contest) * (f.steps - _before(f.rung, w, f.genome))
+                (step_cost_of(f.genome, contest) + FORWARD)
+                * (f.steps - _before(f.rung, w, f.genome))
                 for w in winners.values()
                 for f in w.standing
             ),

@@ -35,6 +35,7 @@ class TrainingSpec(Settings):
     finalist_rate: float = Field(3e-4, gt=0, lt=1)
     distill_weight: float = Field(0.7, ge=0, le=1)
     temperature: float = Field(2.0, gt=0)
+    states_weight: float = Field(1.0, ge=0)  # of the teacher's hidden states in the students' loss
     dropout: bool | None = None  # the model's own; by default only where rows are seen twice
     freeze_embeddings: bool = True  # of the words; quicker, and on the demo no worse
 

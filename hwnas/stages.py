@@ -27,7 +27,6 @@ from hwnas.space import Block, SearchSpace
 from hwnas.training.baseline import BaselineHistory, Patience, read_history, train_baseline
 from hwnas.training.compute import ComputePlan
 from hwnas.training.data import Task, encode
-from hwnas.training.distillation import load_logits, save_logits, with_teacher
 from hwnas.training.evaluate import predict
 from hwnas.training.halving import rows
 from hwnas.training.sampling import Sandwich
@@ -36,7 +35,7 @@ from hwnas.training.trainer import Optimization, prepared, train
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _IMPORTANCE_ROWS = 256
 _IMPORTANCE_BATCH = 8
@@ -98,6 +97,7 @@ class Inputs:
             batch=self.plan.batch,
             distill_weight=training.distill_weight,
             temperature=training.temperature,
+            states_weight=training.states_weight,
             dropout=sees_twice if training.dropout is None else training.dropout,
             freeze_embeddings=training.freeze_embeddings,
             seed=self.recipe.seed * 1000 + seed,
@@ -200,28 +200,16 @@ def check_budgets(inputs: Inputs, table: LatencyTable, space: SearchSpace) -> No
             )
 
 
-def teacher(inputs: Inputs, steps: int) -> dict[str, np.ndarray]:
-    """`teacher.safetensors`: the baseline's logits where students will be taught and judged.
+def teacher_logits(inputs: Inputs, teacher: PreTrainedModel) -> np.ndarray:
+    """`teacher.safetensors`: the baseline's logits `(rows, classes)` by which the search judges."""
+    from safetensors.numpy import load_file, save_file
 
-    Args:
-        steps: training steps of the longest-taught student.
-    """
     path = inputs.path / "teacher.safetensors"
     if not path.exists():
-        model = load(inputs.path / "baseline" / "model")
-        count = min(len(inputs.train), steps * inputs.plan.batch)
-        save_logits(
-            path,
-            train=predict(model, rows(inputs.train, 0, count), progress="teacher's answers"),
-            search=predict(model, inputs.search_validation),
-        )
-    return load_logits(path)
-
-
-def taught(inputs: Inputs, answers: dict[str, np.ndarray]) -> Dataset:
-    """The training rows that the teacher answered, with its logits."""
-    logits = answers["train"]
-    return with_teacher(rows(inputs.train, 0, len(logits)), logits)
+        with replacing(path) as partial:
+            save_file({"search": predict(teacher, inputs.search_validation)}, partial)
+    logits: np.ndarray = load_file(path)["search"]
+    return logits
 
 
 def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
@@ -254,7 +242,7 @@ def budget_shares(inputs: Inputs) -> list[float]:
 
 
 def supernet(
-    inputs: Inputs, space: SearchSpace, scores: Importance, examples: Dataset
+    inputs: Inputs, space: SearchSpace, scores: Importance, teacher: PreTrainedModel
 ) -> SuperNetwork:
     """`supernet/`: the weight-sharing network, trained by the sandwich rule with distillation."""
     out = inputs.path / "supernet"
@@ -264,9 +252,10 @@ def supernet(
         train(
             network,
             inputs.tokenizer,
-            rows(examples, 0, steps * inputs.plan.batch),
+            rows(inputs.train, 0, steps * inputs.plan.batch),
             inputs.optimization(steps, inputs.recipe.training.supernet_rate, 2),
             out.with_name("supernet-training"),
+            teacher=teacher,
             sandwich=sandwich(inputs, space),
             title="super-network",
         )

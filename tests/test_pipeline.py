@@ -76,6 +76,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
             "entrants": 3,
             "first_rung_steps": 3,
             "winner_steps": 18,
+            "heir_steps": 9,
         },
         "measure": {"validate_table": 3, "pairs": 15, "tolerance": 0.5, "parity_rows": 20},
     }

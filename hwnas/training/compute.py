@@ -1,12 +1,13 @@
 """How much training a run may use, and how that is split between its stages.
 
 The unit is the *full-model step*: forward and backward of one batch through the full model. A
-subnetwork's step costs its share of the multiply-accumulates, a forward pass a third of a step.
+subnetwork's step costs its share of the multiply-accumulates, a forward pass a third of a step;
+the teacher's forward pass is part of every student's step.
+
 One training for many budgets is where weight sharing pays; for one or two budgets a finalist
 trained directly is hard to beat (METHODS, the prototype). So by default the super-network and the
-search are short, the winner of every budget takes the same large number of steps, and those of the
-smaller budgets go on from the largest budget's winner. The baseline takes as many steps as a
-winner has seen in all stages.
+search are short, most steps go to the largest budget's winner, and those of the smaller budgets go
+on from it with fewer (heirs). The baseline takes as many steps as a winner has seen in all stages.
 """
 
 from __future__ import annotations
@@ -37,15 +38,12 @@ class ComputePlan(BaseModel):
     choice_rows: int = Field(768, ge=1)  # validation rows that judge the finalists
     entrants: int = Field(3, ge=1)  # finalists, for each budget
     first_rung_steps: int = Field(12, ge=1)  # of each finalist, before all but one are dropped
-    winner_steps: int = Field(400, ge=2)  # of each budget's winner, the first rung included
+    winner_steps: int = Field(400, ge=2)  # of a budget's winner, the first rung included
+    heir_steps: int = Field(240, ge=2)  # the same, if it goes on from a larger budget's winner
 
     def student_steps(self, budgets: int) -> int:
-        """Steps that a chosen subnetwork may see after the students' start, at most.
-
-        With several budgets, the smaller ones' winners go on from the largest one's. The teacher
-        answers the rows of all these steps, so that none is seen twice while there are others.
-        """
-        return self.supernet_steps + self.winner_steps * min(budgets, 2)
+        """Steps that a chosen subnetwork may see after the students' start, at most."""
+        return self.supernet_steps + self.winner_steps + (self.heir_steps if budgets > 1 else 0)
 
     def baseline_steps(self, budgets: int) -> int:
         """Steps of the baseline: as many as any of its smaller rivals sees in all stages."""
@@ -63,6 +61,7 @@ class ComputePlan(BaseModel):
                 "supernet_steps": times(self.supernet_steps),
                 "first_rung_steps": times(self.first_rung_steps),
                 "winner_steps": times(self.winner_steps),
+                "heir_steps": times(self.heir_steps),
             }
         )
 
@@ -70,16 +69,21 @@ class ComputePlan(BaseModel):
         """Full-model steps of a whole run with budgets of these shares of the full model."""
         return (
             self.baseline_steps(len(shares))
-            + self.student_steps(len(shares)) * FORWARD  # the teacher's answers
             + self.supernet_steps * sandwich_cost
-            + sum(self.for_budget(share) for share in shares)
+            + self.for_budgets(shares)
         )
 
-    def for_budget(self, share: float) -> float:
-        """Full-model steps of one budget's search and finalists."""
+    def for_budgets(self, shares: Sequence[float]) -> float:
+        """Full-model steps of all searches and finalists."""
+        largest, *others = sorted(shares, reverse=True)
+        return self._for_budget(largest, self.winner_steps) + sum(
+            self._for_budget(share, self.heir_steps) for share in others
+        )
+
+    def _for_budget(self, share: float, steps: int) -> float:
         evaluations = self.evaluations * self.evaluation_rows / self.batch * FORWARD
-        halving = self.winner_steps + (self.entrants - 1) * self.first_rung_steps
-        return share * (evaluations + halving)
+        halving = steps + (self.entrants - 1) * self.first_rung_steps
+        return share * evaluations + (share + FORWARD) * halving
 
 
 def step_cost(subnetwork: Subnetwork, shape: Shape, seq: int) -> float:
@@ -88,8 +92,8 @@ def step_cost(subnetwork: Subnetwork, shape: Shape, seq: int) -> float:
 
 
 def supernet_cost(sandwich: Sandwich, steps: int, shape: Shape, seq: int) -> float:
-    """Full-model steps that `steps` of super-network training take."""
-    return sum(
+    """Full-model steps that `steps` of super-network training take, the teacher's part included."""
+    return steps * FORWARD + sum(
         step_cost(subnetwork, shape, seq)
         for step in range(steps)
         for subnetwork in sandwich.at(step)

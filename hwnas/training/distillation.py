@@ -1,25 +1,17 @@
-"""Distillation: the loss, and the teacher's answers computed once for all students.
+"""Distillation: what a student learns from its teacher beside the labels.
 
-Students of one run see the same training examples, so the teacher answers each of them once;
-its logits travel with the example as the column `teacher_logits`.
+Two things: the teacher's answers (softened logits, Hinton et al. 2015) and what its blocks put out
+(hidden states, as in TinyBERT, Jiao et al. 2020, section 3). Students keep the residual width of
+their teacher, so states are compared as they are. The teacher answers each batch on the spot: its
+states for all rows would fill gigabytes, and students see few rows twice.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch.nn import functional as F
-
-from hwnas.files import replacing
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel
-
-TEACHER_LOGITS = "teacher_logits"
 
 
 def distillation_loss(
@@ -29,7 +21,7 @@ def distillation_loss(
     weight: float,
     temperature: float,
 ) -> torch.Tensor:
-    """`weight` x KL from the teacher (softened, Hinton et al. 2015) + the rest x cross-entropy.
+    """`weight` x KL from the teacher (softened) + the rest x cross-entropy.
 
     Args:
         logits, teacher_logits: `(batch, classes)`.
@@ -45,28 +37,26 @@ def distillation_loss(
     return weight * temperature**2 * soft + (1 - weight) * hard
 
 
-def save_logits(path: Path, **logits: np.ndarray) -> None:
-    """Write arrays of logits, each `(rows, classes)`, as safetensors."""
-    from safetensors.numpy import save_file
+def states_loss(
+    states: Sequence[torch.Tensor],
+    teacher_states: Sequence[torch.Tensor],
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Squared distance of the blocks' outputs from the teacher's, as a share of their variance.
 
-    with replacing(path) as partial:
-        save_file({name: np.ascontiguousarray(value) for name, value in logits.items()}, partial)
+    A student of fewer blocks is compared with evenly spread ones of the teacher, the last with the
+    last (TinyBERT's uniform mapping).
 
-
-def load_logits(path: Path) -> dict[str, np.ndarray]:
-    """Read what `save_logits` wrote."""
-    from safetensors.numpy import load_file
-
-    return dict(load_file(path))
-
-
-def teacher_answers(teacher: PreTrainedModel, examples: Dataset) -> np.ndarray:
-    """The teacher's logits on `examples`, `(rows, classes)`."""
-    from hwnas.training.evaluate import predict
-
-    return predict(teacher, examples)
-
-
-def with_teacher(examples: Dataset, logits: np.ndarray) -> Dataset:
-    """`examples` with the teacher's logits as the column `teacher_logits`."""
-    return examples.add_column(TEACHER_LOGITS, list(logits.astype(np.float32)))
+    Args:
+        states: of the student, `(batch, seq, hidden)` after each of its blocks.
+        teacher_states: likewise of the teacher, at least as many.
+        mask: `(batch, seq)`, 0 where a token is padding.
+    """
+    real = mask.bool()
+    losses = []
+    for position, state in enumerate(states, start=1):
+        match = round(position * len(teacher_states) / len(states)) - 1
+        wanted = teacher_states[match][real]
+        variance = (wanted - wanted.mean(dim=0)).square().sum(dim=-1).mean()
+        losses.append((state[real] - wanted).square().sum(dim=-1).mean() / variance)
+    return torch.stack(losses).mean()

@@ -30,18 +30,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A finalist before its training; `start` names the weights that `build` cuts it from."""
+    """A finalist before its training."""
 
     kind: str
     subnetwork: Subnetwork
-    start: str
+    start: str  # names the weights that `build` cuts it from
+    steps: int  # of training, should it win
 
 
 @dataclass(frozen=True)
 class Rung:
     """One stage of the halving: so many more steps for each, so many left afterwards."""
 
-    steps: int
+    steps: int | None  # in the last, None: what is left of the entrant's own
     survivors: int
 
 
@@ -81,43 +82,45 @@ def halve(
     rungs: Sequence[Rung],
     optimization: Optimization,
     folder: Path,
+    teacher: PreTrainedModel | None = None,
 ) -> Halving:
     """Train `entrants` rung by rung and return the standing and the winner.
 
     Args:
         build: cuts a dense model for an entrant from its starting weights.
-        examples: encoded training rows with the teacher's logits, taken in order, rung by rung.
+        examples: encoded training rows, taken in order, rung by rung.
         validation: encoded rows that the search did not look at; `metric` is the task's.
         optimization: its `steps` are replaced by each rung's.
         folder: where the weights of each rung go.
+        teacher: the entrants learn from it.
     """
     alive = list(range(len(entrants)))
     results: list[RungResult] = []
     taken = 0
     for number, rung in enumerate(rungs):
         last = number == len(rungs) - 1
-        rung_optimization = replace(
-            optimization,
-            steps=rung.steps,
-            seed=optimization.seed + number,
-            schedule="linear" if last else "constant_with_warmup",
-        )
-        part = rows(examples, taken * optimization.batch, rung.steps * optimization.batch)
-        taken += rung.steps
         standing: list[RungResult] = []
         for i in alive:
+            steps = entrants[i].steps - taken if rung.steps is None else rung.steps
+            rung_optimization = replace(
+                optimization,
+                steps=steps,
+                seed=optimization.seed + number,
+                schedule="linear" if last else "constant_with_warmup",
+            )
+            part = rows(examples, taken * optimization.batch, steps * optimization.batch)
             out = folder / str(i) / f"rung-{number}"
             if not out.exists():
                 model = build(entrants[i]) if number == 0 else load(_weights(folder, i, number - 1))
                 title = f"{folder.name} {entrants[i].kind}, rung {number + 1}"
                 work = folder / str(i) / f"rung-{number}-training"
-                train(model, tokenizer, part, rung_optimization, work, title=title)
+                train(model, tokenizer, part, rung_optimization, work, teacher=teacher, title=title)
                 logits = predict(model, validation)
                 labels = validation["labels"]
                 result = RungResult(
                     entrant=i,
                     rung=number,
-                    steps=taken,
+                    steps=taken + steps,
                     cross_entropy=cross_entropy(logits, labels),
                     metric=score(metric, logits, labels),
                 )
@@ -125,6 +128,7 @@ def halve(
                     model.save_pretrained(partial)
                     write_json(partial / "result.json", result)
             standing.append(read_model(out / "result.json", RungResult))
+        taken += rung.steps or 0
         results += standing
         standing.sort(key=lambda r: (r.cross_entropy, r.entrant))
         alive = [r.entrant for r in standing[: rung.survivors]]

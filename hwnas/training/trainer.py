@@ -1,8 +1,9 @@
 """Training on the Hugging Face `Trainer`: a dense student, or the super-network's sandwich.
 
 The Trainer keeps the loop, the optimizer, the checkpoints and `torchrun`; what is ours is the
-fixed order of the examples (`order.py`), the distillation loss and, for the super-network, several
-subnetworks a step. Every run is so many steps, no epochs, and resumes to the same weights.
+fixed order of the examples (`order.py`), distillation from a teacher that answers each batch on
+the spot and, for the super-network, several subnetworks a step. Every run is so many steps, no
+epochs, and resumes to the same weights.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.progress import bar
-from hwnas.training.distillation import TEACHER_LOGITS, distillation_loss
+from hwnas.training.distillation import distillation_loss, states_loss
 from hwnas.training.order import training_order
 from hwnas.training.sampling import Sandwich
 
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels", TEACHER_LOGITS)
+_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """How weights are trained; with distillation where examples carry the teacher's logits."""
+    """How weights are trained; what concerns distillation counts only where there is a teacher."""
 
     steps: int
     learning_rate: float
@@ -50,8 +51,9 @@ class Optimization:
     warmup: float = 0.06  # share of the steps
     schedule: str = "linear"  # a scheduler's name in transformers
     weight_decay: float = 0.01
-    distill_weight: float = 0.7
+    distill_weight: float = 0.7  # of the teacher's logits; the labels have the rest
     temperature: float = 2.0
+    states_weight: float = 1.0  # of the blocks' outputs, beside both
     dropout: bool = True  # the model's own; without it, none
     freeze_embeddings: bool = False  # those of the words
     seed: int = 0
@@ -90,11 +92,22 @@ def _dropouts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
 
 
 class PlannedTrainer(Trainer):
-    """A `Trainer` that goes through its training set once, in the order given."""
+    """A `Trainer` that goes through its training set once, in the order given.
 
-    def __init__(self, *, optimization: Optimization, **kwargs: Any) -> None:
+    Args:
+        teacher: in eval mode; it is run beside the model, and the loss is the distillation's.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimization: Optimization,
+        teacher: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.optimization = optimization
+        self.teacher = teacher.to(self.args.device) if teacher is not None else None  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = False  # our loss is a mean over the batch
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -114,19 +127,38 @@ class PlannedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        inputs = dict(inputs)
-        teacher_logits = inputs.pop(TEACHER_LOGITS, None)
-        outputs = model(**inputs)
-        loss = outputs.loss
-        if teacher_logits is not None:
-            loss = distillation_loss(
-                outputs.logits,
-                inputs["labels"],
-                teacher_logits,
-                self.optimization.distill_weight,
-                self.optimization.temperature,
-            )
+        if self.teacher is None:
+            outputs = model(**inputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        outputs, loss = self.distilled(model, inputs, self.answers(inputs))
         return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def answers(self, inputs: dict[str, torch.Tensor]) -> Any:
+        """The teacher's outputs for a batch."""
+        assert self.teacher is not None
+        questions = {name: value for name, value in inputs.items() if name != "labels"}
+        return self.teacher(**questions, output_hidden_states=self.optimization.states_weight > 0)
+
+    def distilled(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], answers: Any
+    ) -> tuple[Any, torch.Tensor]:
+        """The model's outputs for a batch, and the loss by the teacher's."""
+        wanted = self.optimization
+        outputs = model(**inputs, output_hidden_states=wanted.states_weight > 0)
+        loss = distillation_loss(
+            outputs.logits,
+            inputs["labels"],
+            answers.logits,
+            wanted.distill_weight,
+            wanted.temperature,
+        )
+        if wanted.states_weight > 0:
+            # the first of the hidden states is the embeddings', before any block
+            loss = loss + wanted.states_weight * states_loss(
+                outputs.hidden_states[1:], answers.hidden_states[1:], inputs["attention_mask"]
+            )
+        return outputs, loss
 
 
 class SandwichTrainer(PlannedTrainer):
@@ -146,9 +178,13 @@ class SandwichTrainer(PlannedTrainer):
         model.train()
         subnetworks = self.sandwich.at(self.state.global_step)
         total = torch.zeros((), device=self.args.device)
+        answers = self.answers(inputs) if self.teacher is not None else None
         for subnetwork in subnetworks:
             self.supernet.set_subnetwork(subnetwork)
-            loss = self.compute_loss(model, inputs) / len(subnetworks)
+            if answers is None:
+                loss = model(**inputs).loss / len(subnetworks)
+            else:
+                loss = self.distilled(model, inputs, answers)[1] / len(subnetworks)
             self.accelerator.backward(loss)
             total += loss.detach()
         # checkpoints and the optimizer see the whole model
@@ -175,6 +211,7 @@ def train(
     optimization: Optimization,
     work: Path,
     *,
+    teacher: PreTrainedModel | None = None,
     sandwich: Sandwich | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
     title: str = "training",
@@ -183,7 +220,9 @@ def train(
 
     Args:
         model: a dense model, or a super-network together with its `sandwich`.
-        examples: encoded rows with `labels` and `length`; `teacher_logits` turn distillation on.
+        examples: encoded rows with `labels` and `length`.
+        teacher: a dense model of the same residual width, in eval mode; without it, the labels
+            alone are learned.
         work: folder for the checkpoints of an interrupted training; a training that finds one
             there goes on from it. Removed at the end.
     """
@@ -212,6 +251,7 @@ def train(
     common: dict[str, Any] = {
         "args": arguments,
         "optimization": optimization,
+        "teacher": teacher,
         "train_dataset": examples.select_columns(columns).select(order),
         "data_collator": DataCollatorWithPadding(tokenizer),
     }

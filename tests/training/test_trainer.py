@@ -4,7 +4,6 @@ import itertools
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -13,7 +12,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast,
 from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.space import SearchSpace
-from hwnas.training.distillation import distillation_loss, with_teacher
+from hwnas.training.distillation import distillation_loss, states_loss
 from hwnas.training.order import training_order
 from hwnas.training.sampling import Sandwich
 from hwnas.training.trainer import Optimization, train
@@ -41,7 +40,7 @@ def examples(tiny_config):
     vocab = min(64, tiny_config.vocab_size)
     ids = [[rng.randrange(2, vocab) for _ in range(rng.randint(3, 12))] for _ in range(96)]
     labels = [row[0] % tiny_config.num_labels for row in ids]  # learnable
-    data = Dataset.from_dict(
+    return Dataset.from_dict(
         {
             "input_ids": ids,
             "attention_mask": [[1] * len(row) for row in ids],
@@ -49,8 +48,12 @@ def examples(tiny_config):
             "length": [len(row) for row in ids],
         }
     )
-    teacher = 4 * np.eye(tiny_config.num_labels, dtype=np.float32)[labels]
-    return with_teacher(data, teacher)
+
+
+@pytest.fixture
+def teacher(tiny_config):
+    torch.manual_seed(1)
+    return BertForSequenceClassification(tiny_config).eval()
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
@@ -71,8 +74,8 @@ class _Kill(TrainerCallback):
 SETTINGS = Optimization(steps=12, learning_rate=1e-3, batch=8, checkpoint_every=4, seed=3)
 
 
-def _train_dense(model, tokenizer, examples, work, callbacks=()):
-    return train(model, tokenizer, examples, SETTINGS, work, callbacks=callbacks)
+def _train_dense(model, tokenizer, examples, work, teacher=None, callbacks=()):
+    return train(model, tokenizer, examples, SETTINGS, work, teacher=teacher, callbacks=callbacks)
 
 
 def test_training_lowers_the_loss_and_leaves_no_checkpoints(model, tokenizer, examples, tmp_path):
@@ -101,24 +104,24 @@ def test_training_lowers_the_loss_and_leaves_no_checkpoints(model, tokenizer, ex
 
 @pytest.mark.parametrize("at", [2, 4, 7, 11])
 def test_a_killed_training_resumes_to_the_same_weights(
-    model, tiny_config, tokenizer, examples, tmp_path, at
+    model, teacher, tiny_config, tokenizer, examples, tmp_path, at
 ):
     start = _weights(model)
-    _train_dense(model, tokenizer, examples, tmp_path / "whole")
+    _train_dense(model, tokenizer, examples, tmp_path / "whole", teacher)
     whole = _weights(model)
     again = BertForSequenceClassification(tiny_config)
     again.load_state_dict(start)
     with pytest.raises(KeyboardInterrupt):
-        _train_dense(again, tokenizer, examples, tmp_path / "killed", (_Kill(at),))
+        _train_dense(again, tokenizer, examples, tmp_path / "killed", teacher, (_Kill(at),))
     fresh = BertForSequenceClassification(tiny_config)
     fresh.load_state_dict(start)
-    _train_dense(fresh, tokenizer, examples, tmp_path / "killed")
+    _train_dense(fresh, tokenizer, examples, tmp_path / "killed", teacher)
     for name, tensor in _weights(fresh).items():
         assert torch.equal(tensor, whole[name]), name
 
 
 def test_a_killed_supernet_training_resumes_to_the_same_weights(
-    model, tiny_config, tokenizer, examples, tmp_path
+    model, teacher, tiny_config, tokenizer, examples, tmp_path
 ):
     space = SearchSpace.whole(find_shape(tiny_config))
     sandwich = Sandwich(space, seed=1)
@@ -134,6 +137,7 @@ def test_a_killed_supernet_training_resumes_to_the_same_weights(
             examples,
             SETTINGS,
             work,
+            teacher=teacher,
             sandwich=sandwich,
             callbacks=callbacks,
         )
@@ -260,6 +264,52 @@ def test_sandwich_depth_share(tiny_config):
 
     assert shallow(0.0) == 0
     assert shallow(0.9) > shallow(0.3) > 0
+
+
+def test_states_loss_is_the_share_of_the_variance_that_is_missed():
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    teacher = [torch.randn(2, 4, 8) for _ in range(2)]
+    padded = [state + 9 * (1 - mask[..., None]) for state in teacher]
+    assert states_loss(padded, teacher, mask) == 0  # padding does not count
+    means = [state[mask.bool()].mean(dim=0).expand_as(state) for state in teacher]
+    assert torch.isclose(states_loss(means, teacher, mask), torch.tensor(1.0))
+
+
+def test_states_of_fewer_blocks_are_compared_with_evenly_spread_ones():
+    teacher = [torch.randn(1, 3, 4) for _ in range(6)]
+    mask = torch.ones(1, 3)
+    assert states_loss([teacher[1], teacher[3], teacher[5]], teacher, mask) == 0
+    assert states_loss([teacher[5]], teacher, mask) == 0
+    assert states_loss(teacher[:5], teacher, mask) > 0
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+def test_a_student_comes_nearer_to_its_teacher(
+    model, teacher, tokenizer, examples, tmp_path, tiny_config, elastic
+):
+    batch = {"input_ids": torch.tensor([examples[0]["input_ids"]])}
+
+    @torch.no_grad()
+    def apart() -> torch.Tensor:
+        mine, wanted = (m.eval()(**batch, output_hidden_states=True) for m in (model, teacher))
+        mask = torch.ones_like(batch["input_ids"])
+        return states_loss(mine.hidden_states[1:], wanted.hidden_states[1:], mask)
+
+    before = apart()
+    settings = Optimization(steps=40, learning_rate=3e-3, batch=16, states_weight=1.0)
+    network = SuperNetwork(model) if elastic else model
+    sandwich = Sandwich(SearchSpace.whole(find_shape(tiny_config)), seed=0) if elastic else None
+    train(
+        network,
+        tokenizer,
+        examples,
+        settings,
+        tmp_path / "work",
+        teacher=teacher,
+        sandwich=sandwich,
+    )
+    assert apart() < 0.8 * before
 
 
 def test_distillation_loss_is_least_at_the_teacher():
