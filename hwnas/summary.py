@@ -29,7 +29,7 @@ class Finalist(Record):
     round: int
     kind: str
     genome: list[list[int]]
-    start: str  # weights it started from: "supernet" or "teacher"
+    start: str  # weights it started from: "supernet", "teacher", or a larger budget's "50% winner"
     rung: int
     steps: int  # training steps so far
     cross_entropy: float  # on validation data that the search did not use
