@@ -1,0 +1,67 @@
+"""Successive halving: who goes on, for how long, and that finished rungs are not trained again."""
+
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, BertForSequenceClassification
+
+from hwnas.elastic.supernet import SuperNetwork
+from hwnas.space import Subnetwork
+from hwnas.training.halving import Entrant, Rung, halve
+from hwnas.training.trainer import Optimization
+
+
+@pytest.fixture
+def examples(tiny_config):
+    rng = random.Random(0)
+    ids = [[rng.randrange(2, 60) for _ in range(8)] for _ in range(64)]
+    return Dataset.from_dict(
+        {
+            "input_ids": ids,
+            "attention_mask": [[1] * 8] * 64,
+            "labels": [row[0] % tiny_config.num_labels for row in ids],
+            "length": [8] * 64,
+        }
+    )
+
+
+def test_the_winner_takes_its_own_steps_and_rungs_are_kept(
+    tiny_config, minilm_dir, examples, tmp_path
+):
+    torch.manual_seed(0)
+    network = SuperNetwork(BertForSequenceClassification(tiny_config))
+    entrants = [
+        Entrant("uniform", Subnetwork.of([[2, 32]] * 3), "teacher", steps=6),
+        Entrant("evolved", Subnetwork.of([[1, 16]] * 3), "teacher", steps=9),
+    ]
+    built = []
+
+    def build(entrant):
+        built.append(entrant.kind)
+        return network.extract(entrant.subnetwork)
+
+    def run():
+        return halve(
+            entrants,
+            build,
+            AutoTokenizer.from_pretrained(minilm_dir),
+            examples,
+            examples,
+            "accuracy",
+            [Rung(2, 1), Rung(None, 1)],
+            Optimization(steps=0, learning_rate=1e-3, batch=8),
+            tmp_path / "finalists",
+        )
+
+    halving = run()
+    first = [r for r in halving.results if r.rung == 0]
+    assert [r.steps for r in first] == [2, 2]
+    assert halving.winner == min(first, key=lambda r: r.cross_entropy).entrant
+    assert halving.results[-1].entrant == halving.winner
+    assert halving.results[-1].steps == entrants[halving.winner].steps
+    assert (halving.weights / "model.safetensors").exists()
+    assert built == ["uniform", "evolved"]
+    assert run() == halving
+    assert built == ["uniform", "evolved"]
