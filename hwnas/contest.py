@@ -1,9 +1,9 @@
 """The contest for each budget: structures found and timed, finalists trained, one winner.
 
-Kinds of structure compete: searched widths, the uniform shrink, fewer blocks. The largest budget is
-contested first, and a smaller budget's finalists may go on from its winner's weights: nested widths
-let one training serve many budgets. A rival strategy (`uniform`, `layers`) enters one structure by
-its rule, trained directly for the same total compute.
+The best widths compete with the best structure of fewer blocks. The largest budget is contested
+first, and a smaller budget's finalists may go on from its winner's weights: nested widths let one
+training serve many budgets. A rival strategy (`uniform`, `layers`) enters one structure by its
+rule, trained directly for the same total compute.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class TimedStructure(BaseModel):
 
     @property
     def group(self) -> str:
-        """The kind of structure that it competes in."""
-        return group_of(self.kind, self.subnetwork)
+        """The group that it competes in."""
+        return group_of(self.subnetwork)
 
 
 class Selection(BaseModel):
@@ -148,7 +148,7 @@ def _timed(
             round=number,
         )
         for p in proposals
-        if group_of(p.kind, p.subnetwork) in sought and p.subnetwork not in known
+        if group_of(p.subnetwork) in sought and p.subnetwork not in known
     ]
 
 

@@ -73,7 +73,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
             "supernet_steps": 4,
             "evaluations": 16,
             "evaluation_rows": 32,
-            "entrants": 3,
+            "entrants": 2,
             "first_rung_steps": 3,
             "winner_steps": 18,
             "heir_steps": 9,

@@ -43,7 +43,7 @@ def test_a_right_prediction_takes_one_round():
 def test_a_miss_corrects_the_scale_and_searches_again():
     selection = select(_widest, Line(1.5).predict, Line(), ALLOWANCE, rounds=3)
     assert selection.rounds == 2
-    assert selection.scales["uniform"] == pytest.approx(1.5)
+    assert selection.scales["widths"] == pytest.approx(1.5)
     assert [s.measured_ms <= 10 for s in selection.structures] == [True]
     assert len(selection.timed) == 2
 
@@ -56,14 +56,14 @@ def test_nothing_fits_names_the_fastest():
 def test_structures_that_missed_do_not_go_on():
     def two(predictor, budget_ms, number):
         return [
-            Evaluated("uniform", Subnetwork.of([[1, 8]]), 0.2, 8.0),
-            Evaluated("evolved", Subnetwork.of([[1, 9]]), 0.1, 9.0),
+            Evaluated("uniform", Subnetwork.of([[1, 4], [1, 4]]), 0.2, 8.0),
+            Evaluated("hybrid", Subnetwork.of([[1, 9], [0, 0]]), 0.1, 9.0),
         ]
 
-    measured = {8: 9.5, 9: 11.0}
+    measured = {4: 9.5, 9: 11.0}
     selection = select(two, lambda s: measured[s.blocks[0].ffn], Line(), ALLOWANCE, rounds=2)
     assert [s.kind for s in selection.structures] == ["uniform"]
-    assert {t.kind for t in selection.timed} == {"uniform", "evolved"}
+    assert {t.kind for t in selection.timed} == {"uniform", "hybrid"}
 
 
 def test_divergence_that_was_not_looked_at_is_null_in_json():
@@ -83,14 +83,12 @@ def test_what_leaves_budget_unused_is_searched_again():
 def test_the_miss_of_one_kind_does_not_correct_the_others():
     def kinds(predictor, budget_ms, number):
         (uniform,) = _widest(predictor, budget_ms, number)
-        wide = Subnetwork.of([[2, uniform.subnetwork.blocks[0].ffn]])
-        return [Evaluated("evolved", wide, 0.2, uniform.predicted_ms), uniform]
+        shallow = Subnetwork.of([[1, uniform.subnetwork.blocks[0].ffn], [0, 0]])
+        return [uniform, Evaluated("hybrid", shallow, 0.2, uniform.predicted_ms)]
 
     def measure(subnetwork):
-        (block,) = subnetwork.blocks
-        return block.ffn * (1.5 if block.heads == 2 else 1.0)
+        return subnetwork.blocks[0].ffn * (1.5 if subnetwork.depth < len(subnetwork.blocks) else 1)
 
     selection = select(kinds, measure, Line(), ALLOWANCE, rounds=3)
-    assert {s.kind: s.measured_ms for s in selection.structures} == {"uniform": 9, "evolved": 9}
-    assert selection.scales["searched"] == pytest.approx(1.5)
-    assert selection.scales["uniform"] == 1
+    assert {s.kind: s.measured_ms for s in selection.structures} == {"uniform": 9, "hybrid": 9}
+    assert selection.scales == {"widths": 1, "depth": pytest.approx(1.5)}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Integers = npt.NDArray[np.int64]
 
-GROUPS = ("searched", "uniform", "depth")  # kinds of structure that are judged by training only
+GROUPS = ("widths", "depth")  # all blocks kept or not: only training judges between these two
 
 _TASTE = 0.5  # standard deviation of the logarithm of a newcomer's tastes
 _REACH = 2  # options by which a mutation moves a width, at most
@@ -121,23 +121,21 @@ def evolve(
 
 
 def finalists(evaluated: Sequence[Evaluated], budget_ms: float) -> list[Evaluated]:
-    """The best of each kind of structure within the budget: searched, uniform, with fewer blocks.
+    """The best structure within the budget that keeps all blocks, and the best of the others.
 
-    The quality signal of untrained structures ranks them within a kind and not across kinds
-    (METHODS, last section), so one of each goes on; the searched one comes first.
+    The quality signal of untrained structures ranks widths, uniform or not, but not a structure of
+    fewer blocks against them (METHODS, last section), so one of each goes on.
     """
     best: dict[str, Evaluated] = {}
     for candidate in sorted(evaluated, key=lambda c: c.divergence):
         if candidate.predicted_ms <= limit(budget_ms):
-            best.setdefault(group_of(candidate.kind, candidate.subnetwork), candidate)
+            best.setdefault(group_of(candidate.subnetwork), candidate)
     return [best[group] for group in GROUPS if group in best]
 
 
-def group_of(kind: str, subnetwork: Subnetwork) -> str:
+def group_of(subnetwork: Subnetwork) -> str:
     """Which of `GROUPS` a structure competes in."""
-    if subnetwork.depth < len(subnetwork.blocks):
-        return "depth"
-    return "uniform" if kind.startswith("uniform") else "searched"
+    return "depth" if subnetwork.depth < len(subnetwork.blocks) else "widths"
 
 
 class _Budgeted(Problem):  # type: ignore[misc]

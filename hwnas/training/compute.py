@@ -36,10 +36,10 @@ class ComputePlan(BaseModel):
     evaluation_rows: int = Field(96, ge=1)  # validation rows that the search looks at
     plateau_rows: int = Field(384, ge=1)  # validation rows that end the baseline's training
     choice_rows: int = Field(768, ge=1)  # validation rows that judge the finalists
-    entrants: int = Field(3, ge=1)  # finalists, for each budget
-    first_rung_steps: int = Field(12, ge=1)  # of each finalist, before all but one are dropped
-    winner_steps: int = Field(400, ge=2)  # of a budget's winner, the first rung included
-    heir_steps: int = Field(240, ge=2)  # the same, if it goes on from a larger budget's winner
+    entrants: int = Field(2, ge=1)  # finalists, for each budget: best widths, best of fewer blocks
+    first_rung_steps: int = Field(24, ge=1)  # of each finalist, before all but one are dropped
+    winner_steps: int = Field(450, ge=2)  # of a budget's winner, the first rung included
+    heir_steps: int = Field(190, ge=2)  # the same, if it goes on from a larger budget's winner
 
     def student_steps(self, budgets: int) -> int:
         """Steps that a chosen subnetwork may see after the students' start, at most."""

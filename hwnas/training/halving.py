@@ -2,8 +2,9 @@
 
 Inherited weights rank candidates within a kind of structure, not across kinds. So the best of each
 kind are trained a little, the worse ones are dropped on validation data that the search did not
-look at, and the rest goes on. The last rung takes most of the steps, and only there does the
-learning rate fall to zero. Judged by cross-entropy, which is smoother than accuracy.
+look at, and the rest goes on. The last rung takes most of the steps. In each of them the learning
+rate falls to zero: at a constant one, a short training ends anywhere. Judged by cross-entropy,
+which is smoother than accuracy.
 
 Every rung of every finalist is a folder, so an interrupted halving goes on where it stopped.
 """
@@ -98,7 +99,6 @@ def halve(
     results: list[RungResult] = []
     taken = 0
     for number, rung in enumerate(rungs):
-        last = number == len(rungs) - 1
         standing: list[RungResult] = []
         for i in alive:
             steps = entrants[i].steps - taken if rung.steps is None else rung.steps
@@ -106,7 +106,6 @@ def halve(
                 optimization,
                 steps=steps,
                 seed=optimization.seed + number,
-                schedule="linear" if last else "constant_with_warmup",
             )
             part = rows(examples, taken * optimization.batch, steps * optimization.batch)
             out = folder / str(i) / f"rung-{number}"

@@ -112,14 +112,9 @@ def test_an_impossible_budget_is_said() -> None:
 def test_finalists_are_the_best_of_each_kind_within_the_budget() -> None:
     found = run()
     best = finalists(found, 0.5 * FULL_MS)
-    assert len(best) == 3
-    assert [c.subnetwork.depth == DEPTH for c in best] == [True, True, False]
-    searched, uniform, depth = best
-    assert uniform.kind.startswith("uniform") and not searched.kind.startswith("uniform")
-    widths = [c for c in found if c.subnetwork.depth == DEPTH]
-    assert searched.divergence == min(
-        c.divergence for c in widths if not c.kind.startswith("uniform")
-    )
+    assert [c.subnetwork.depth == DEPTH for c in best] == [True, False]
+    widths, depth = best
+    assert widths.divergence == min(c.divergence for c in found if c.subnetwork.depth == DEPTH)
     assert depth.divergence == min(c.divergence for c in found if c.subnetwork.depth < DEPTH)
 
 
