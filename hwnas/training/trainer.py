@@ -49,7 +49,6 @@ class Optimization:
     learning_rate: float
     batch: int = 32
     warmup: float = 0.06  # share of the steps
-    schedule: str = "linear"  # a scheduler's name in transformers
     weight_decay: float = 0.01
     distill_weight: float = 0.7  # of the teacher's logits; the labels have the rest
     temperature: float = 2.0
@@ -235,7 +234,7 @@ def train(
         max_steps=optimization.steps,
         per_device_train_batch_size=optimization.batch,
         learning_rate=optimization.learning_rate,
-        lr_scheduler_type=optimization.schedule,
+        lr_scheduler_type="linear",
         warmup_steps=round(optimization.warmup * optimization.steps),
         weight_decay=optimization.weight_decay,
         seed=optimization.seed,
