@@ -7,7 +7,6 @@ beside the folders, last: where it stands, the export is whole and verified.
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from hwnas.latency.measure import Inference, Paired
+    from hwnas.latency.measure import Paired
     from hwnas.training.data import Metric
 
 
@@ -112,16 +111,15 @@ def measure_against(
 ) -> Paired:
     """Time two exported folders in turns at the target's shape; ratios are `folder` / `reference`.
 
-    Each is served by the runtime of its own format, and loaded several times: where in memory a
-    network happens to lie makes it up to two per cent faster or slower for as long as it lives.
+    Each is served by the runtime of its own format, and loaded several times (`in_turns`).
 
     Raises:
         UserError: a folder is missing or holds no exported model.
     """
-    from hwnas.latency.measure import PAIRS, clock_of, load_for_timing, time_pairs
+    from hwnas.latency.measure import PAIRS, clock_of, in_turns, load_for_timing, time_pairs
 
     candidate, other = (
-        _in_turns(
+        in_turns(
             [
                 load_for_timing(timed, _served_by_own_runtime(timed, target))
                 for _ in range(_COMPILATIONS)
@@ -130,14 +128,6 @@ def measure_against(
         for timed in (folder, reference)
     )
     return time_pairs(candidate, other, pairs=pairs or PAIRS, clock=clock_of(target))
-
-
-def _in_turns(inferences: list[Inference]) -> Inference:
-    """One inference that is each of these in turn, all of them run once."""
-    for infer in inferences:
-        infer()
-    turns = itertools.cycle(inferences)
-    return lambda: next(turns)()
 
 
 def _served_by_own_runtime(folder: Path, target: Target) -> Target:

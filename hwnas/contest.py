@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from hwnas.search.exact import BlockLoss
 
 
+_COMPILATIONS = 3  # of a structure that is timed
+
+
 @dataclass
 class Contest:
     """What the search and the finalists of every budget share."""
@@ -107,7 +110,8 @@ class _StructureClock:
         inputs = self.contest.inputs
 
         def ratio() -> dict[str, float]:
-            paired = self._stopwatch.time(subnetwork, inputs.recipe.measure.pairs)
+            pairs = inputs.recipe.measure.pairs
+            paired = self._stopwatch.time(subnetwork, pairs, compilations=_COMPILATIONS)
             return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
         measured = inputs.directory.measured(f"structure {subnetwork}", ratio)
@@ -165,19 +169,26 @@ def _search(contest: Contest, budget: str) -> Proposer:
 def _shrink(contest: Contest) -> Proposer:
     """Proposals of a rival's one rule: all layers alike, or the first layers whole.
 
-    A rival of whole layers may use the budget up with one layer more, as wide as then fits: whole
-    ones alone would stay well below the latency of the others.
+    Either rule may use the budget up, for the rivals are compared at the same latency: by another
+    ratio of heads and FFN in all layers, or by one layer more, as wide as then fits. Where
+    several are proposed, the one that is measured nearest to the budget is trained.
     """
-    kind = contest.inputs.recipe.strategy
-    kinds = ("layers-filled", "layers") if kind == "layers" else (kind,)
+    strategy = contest.inputs.recipe.strategy
+    kinds = ("uniform", "uniform-heads", "uniform-ffn")
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
         found = seeds(contest.space, contest.loss, predictor, budget_ms)
-        ranked = sorted((s for s in found if s.kind in kinds), key=lambda s: kinds.index(s.kind))
-        if not ranked:
-            raise BudgetError(f"budget {budget_ms:.3g} ms: no structure of kind {kind} fits")
-        best = ranked[0].subnetwork
-        return [Evaluated(kind, best, float("nan"), predictor.predict(best))]
+        if strategy == "layers":
+            chosen = [s for s in found if s.kind == "layers-filled"]
+            chosen = chosen or [s for s in found if s.kind == "layers"]
+        else:
+            chosen = [s for s in found if s.kind in kinds]
+        if not chosen:
+            raise BudgetError(f"budget {budget_ms:.3g} ms: no structure of kind {strategy} fits")
+        return [
+            Evaluated(strategy, s.subnetwork, float("nan"), predictor.predict(s.subnetwork))
+            for s in chosen
+        ]
 
     return propose
 

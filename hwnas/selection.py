@@ -11,6 +11,7 @@ error names the fastest structure that was possible.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
@@ -106,13 +107,14 @@ def select(
             fresh += _timed(proposals, sought, timed + fresh, time_structure, number)
         timed += fresh
         wanted = set()
-        for structure in fresh:
-            group = structure.group
-            if structure.measured_ms <= allowance.ms:
-                fitting[group] = min(structure, fitting.get(group, structure), key=_rank)
-            error = structure.measured_ms / structure.predicted_ms
-            if structure.measured_ms > allowance.ms or error < 1 - _UNUSED:
-                scales[group] *= error
+        for group in GROUPS:
+            found = [t for t in fresh if t.group == group]
+            fit = [t for t in found if t.measured_ms <= allowance.ms]
+            best = min(fit, key=_rank, default=None)
+            if best is not None:
+                fitting[group] = min(best, fitting.get(group, best), key=_rank)
+            if found and (best is None or _error(best) < 1 - _UNUSED):
+                scales[group] *= statistics.median(map(_error, found))
                 wanted.add(group)
     if not fitting:
         # within the noise of the measurement: the verification has the last word
@@ -150,6 +152,10 @@ def _timed(
         for p in proposals
         if group_of(p.subnetwork) in sought and p.subnetwork not in known
     ]
+
+
+def _error(structure: TimedStructure) -> float:
+    return structure.measured_ms / structure.predicted_ms
 
 
 def _rank(structure: TimedStructure) -> tuple[float, float]:

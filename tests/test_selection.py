@@ -92,3 +92,15 @@ def test_the_miss_of_one_kind_does_not_correct_the_others():
     selection = select(kinds, measure, Line(), ALLOWANCE, rounds=3)
     assert {s.kind: s.measured_ms for s in selection.structures} == {"uniform": 9, "hybrid": 9}
     assert selection.scales == {"widths": 1, "depth": pytest.approx(1.5)}
+
+
+def test_of_several_alike_the_one_nearest_to_the_budget_goes_on():
+    def alike(predictor, budget_ms, number):
+        found = [Subnetwork.of([[heads, 8], [heads, 8]]) for heads in (1, 2, 3)]
+        return [Evaluated("uniform", s, math.nan, 9.9) for s in found]
+
+    measured = {1: 9.0, 2: 9.8, 3: 10.4}
+    selection = select(alike, lambda s: measured[s.blocks[0].heads], Line(), ALLOWANCE, rounds=3)
+    assert [s.measured_ms for s in selection.structures] == [9.8]
+    assert selection.rounds == 1
+    assert selection.scales["widths"] == 1

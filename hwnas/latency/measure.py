@@ -15,10 +15,11 @@ process computes meanwhile.
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,29 @@ def time_pairs(
         reference_ms=float(np.median(references)),
         samples=pairs,
     )
+
+
+def in_turns(inferences: Sequence[Inference]) -> Inference:
+    """One inference that is each of these in turn, all of them run once.
+
+    Where in memory a compiled network happens to lie makes it faster or slower by a few per cent,
+    for as long as it lives. A network that matters is compiled several times, and they take turns.
+    """
+    for infer in inferences:
+        infer()
+    turns = itertools.cycle(inferences)
+    return lambda: next(turns)()
+
+
+def confirmed(measure: Callable[[], Paired], limit: float) -> Paired:
+    """A measurement; if its ratio exceeds `limit`, the one of median ratio among it and two more.
+
+    Noise alone should not fail a verdict that a whole run led up to.
+    """
+    first = measure()
+    if first.ratio <= limit:
+        return first
+    return sorted((first, measure(), measure()), key=lambda paired: paired.ratio)[1]
 
 
 def _warm_up(inference: Inference, clock: Clock) -> float:

@@ -12,7 +12,6 @@ Assumption: in a sequence of blocks, attention and FFN cost the same whatever st
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import time
@@ -24,7 +23,7 @@ import numpy as np
 
 from hwnas.anatomy import Shape, find_shape
 from hwnas.latency.graphs import Builder, builder
-from hwnas.latency.measure import PAIRS, Inference, Paired, clock_of, time_pairs
+from hwnas.latency.measure import PAIRS, Inference, Paired, clock_of, in_turns, time_pairs
 from hwnas.latency.table import (
     Entry,
     LatencyTable,
@@ -60,26 +59,20 @@ _VALIDATION_LEAST = 0.2  # of the full model's operations
 class Stopwatch:
     """Times subnetworks of one model in pairs with the full one.
 
-    Where in memory a compiled network happens to lie makes it faster or slower by a few per cent,
-    for as long as it lives, and a reference that is one of them would pass its luck on to every
-    ratio. So the full model is compiled several times, and its compilations take turns.
+    A reference that is one compilation would pass its luck on to every ratio (`in_turns`). So the
+    full model is compiled several times, and its compilations take turns.
     """
 
     def __init__(self, config: PretrainedConfig, target: Target) -> None:
         self.target = target
         self.build: Builder = builder(config, target)
         full = Subnetwork.full(find_shape(config))
-        references = [self.build(full) for _ in range(_REFERENCES)]
-        for infer in references:
-            infer()
-        turns = itertools.cycle(references)
-        self.reference: Inference = lambda: next(turns)()
+        self.reference: Inference = in_turns([self.build(full) for _ in range(_REFERENCES)])
 
-    def time(self, subnetwork: Subnetwork, pairs: int) -> Paired:
-        """Compile the subnetwork anew and time it beside the full model."""
-        return time_pairs(
-            self.build(subnetwork), self.reference, pairs=pairs, clock=clock_of(self.target)
-        )
+    def time(self, subnetwork: Subnetwork, pairs: int, compilations: int = 1) -> Paired:
+        """Compile the subnetwork anew, so many times, and time it beside the full model."""
+        candidate = in_turns([self.build(subnetwork) for _ in range(compilations)])
+        return time_pairs(candidate, self.reference, pairs=pairs, clock=clock_of(self.target))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ import pytest
 from transformers import BertConfig
 
 from hwnas.errors import UserError
-from hwnas.latency.measure import clock_of, load_for_timing, random_feed, time_pairs
+from hwnas.latency.measure import (
+    Paired,
+    clock_of,
+    confirmed,
+    in_turns,
+    load_for_timing,
+    random_feed,
+    time_pairs,
+)
 from hwnas.latency.target import Target
 
 
@@ -85,3 +93,26 @@ def test_feed_is_of_the_targets_shape(tiny_config: BertConfig) -> None:
 def test_folder_without_a_model(runtime: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_for_timing(tmp_path, Target(runtime))
+
+
+def test_compilations_take_turns() -> None:
+    ran: list[int] = []
+    infer = in_turns([lambda i=i: ran.append(i) for i in range(3)])  # type: ignore[misc]
+    assert ran == [0, 1, 2]  # each is warm before it counts
+    for _ in range(4):
+        infer()
+    assert ran[3:] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "counts"),
+    [([0.49], 0.49), ([0.53, 0.51, 0.49], 0.51), ([0.53, 0.49, 0.48], 0.49), ([0.6] * 3, 0.6)],
+)
+def test_a_miss_is_confirmed_before_it_counts(ratios: list[float], counts: float) -> None:
+    left = iter(ratios)
+
+    def measure() -> Paired:
+        return Paired(next(left), 0.01, 10, 9, 11, 20, 5)
+
+    assert confirmed(measure, limit=0.5).ratio == counts
+    assert next(left, None) is None
