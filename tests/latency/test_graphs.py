@@ -5,22 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from transformers import BertConfig
 
-from hwnas.anatomy import find_shape
-from hwnas.latency.graphs import (
-    _block_names,
-    builder,
-    random_model,
-    resize_onnx,
-    resize_openvino,
-)
-from hwnas.latency.measure import export
+from hwnas.latency.graphs import builder, exported_graph, random_model, template
 from hwnas.latency.target import Target
 from hwnas.space import Subnetwork
 
@@ -43,33 +34,21 @@ TINY = BertConfig(
 )
 
 
-def exported(genome: list[list[int]], runtime: str, folder: Path) -> Any:
-    """The real export of a subnetwork, read again."""
-    export(random_model(TINY, Subnetwork.of(genome)), runtime, folder)
-    if runtime == "onnxruntime":
-        import onnx
+def exported(genome: list[list[int]], runtime: str) -> Any:
+    """The real export of a subnetwork."""
+    return exported_graph(random_model(TINY, Subnetwork.of(genome)), runtime)
 
-        return onnx.load(folder / "model.onnx")
-    import openvino
 
-    core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # the folder may go
-    return core.read_model(folder / "openvino_model.xml")
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="module")
-def names() -> Any:
-    return _block_names(random_model(TINY, Subnetwork.full(find_shape(TINY))))
-
-
-@pytest.fixture(scope="module")
-def full_openvino(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return exported(SUBNETWORKS[0], "openvino", tmp_path_factory.mktemp("openvino"))
-
-
-@pytest.fixture(scope="module")
-def full_onnx(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return exported(SUBNETWORKS[0], "onnxruntime", tmp_path_factory.mktemp("onnx"))
+def full(runtime: str) -> Any:
+    """The template of the runtime."""
+    return template(TINY, runtime)
 
 
 def openvino_operations(graph: Any) -> Counter[tuple[str, ...]]:
@@ -91,13 +70,6 @@ def openvino_operations(graph: Any) -> Counter[tuple[str, ...]]:
     )
 
 
-@pytest.mark.parametrize("genome", SUBNETWORKS)
-def test_openvino(full_openvino: Any, names: Any, genome: list[list[int]], tmp_path: Path) -> None:
-    resized = resize_openvino(full_openvino, names, Subnetwork.of(genome), head_size=8)
-    real = exported(genome, "openvino", tmp_path)
-    assert openvino_operations(resized) == openvino_operations(real)
-
-
 def onnx_operations(proto: Any) -> Iterator[tuple[Any, ...]]:
     """Name and kind of every node, the shapes of its weights, and its values if a constant."""
     import onnx
@@ -115,20 +87,23 @@ def onnx_operations(proto: Any) -> Iterator[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("genome", SUBNETWORKS)
-def test_onnx(full_onnx: Any, names: Any, genome: list[list[int]], tmp_path: Path) -> None:
-    import onnx
+def test_resized_graph_is_the_real_export(full: Any, runtime: str, genome: list[list[int]]) -> None:
+    resized = full.resized(Subnetwork.of(genome))
+    real = exported(genome, runtime)
+    if runtime == "openvino":
+        assert openvino_operations(resized) == openvino_operations(real)
+    else:
+        import onnx
 
-    resized = resize_onnx(full_onnx, names, Subnetwork.of(genome), head_size=8)
-    onnx.checker.check_model(resized)
-    real = exported(genome, "onnxruntime", tmp_path)
-    assert list(onnx_operations(resized)) == list(onnx_operations(real))
+        onnx.checker.check_model(resized)
+        assert list(onnx_operations(resized)) == list(onnx_operations(real))
 
 
-@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
-def test_every_subnetwork_runs(runtime: str) -> None:
-    build = builder(TINY, Target(runtime, batch=2, seq=16))
+@pytest.mark.parametrize("served_by", ["openvino", "onnxruntime", "torch"])
+def test_every_subnetwork_runs(served_by: str) -> None:
+    build = builder(TINY, Target(served_by, batch=2, seq=16))
     for genome in SUBNETWORKS:
         answer: Any = build(Subnetwork.of(genome))()
-        logits = answer.logits.numpy() if runtime == "torch" else answer[0]
+        logits = answer.logits.numpy() if served_by == "torch" else answer[0]
         assert logits.shape == (2, 3)
         assert np.isfinite(logits).all()
