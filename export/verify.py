@@ -7,6 +7,7 @@ beside the folders, last: where it stands, the export is whole and verified.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,8 @@ def measure_against(
     Raises:
         UserError: a folder is missing or holds no exported model.
     """
-    from hwnas.latency.measure import PAIRS, clock_of, in_turns, load_for_timing, time_pairs
+    from hwnas.latency.measure import PAIRS, clock_of, in_turns, time_pairs
+    from hwnas.latency.runtimes import load_for_timing
 
     candidate, other = (
         in_turns(
@@ -132,7 +134,7 @@ def measure_against(
 
 def _served_by_own_runtime(folder: Path, target: Target) -> Target:
     runtime = RUNTIMES[find_format(folder)]
-    return Target(runtime, target.device, target.threads, target.batch, target.seq)
+    return replace(target, runtime=runtime)
 
 
 def score_folder(
@@ -166,11 +168,13 @@ def export_and_check(model: str | Path, out: Path, target: Target) -> Verificati
         target: where and at what shape it is timed.
 
     Raises:
-        UserError: the folder does not hold a usable model, or `out` holds an export already.
+        UserError: the folder does not hold a usable model, `out` holds an export already, or the
+            target's precision is none that is exported.
         HwnasError: an exported folder's logits differ from torch's.
     """
     from hwnas.models import load, load_model
 
+    target.check_exportable()
     dense = load(model)  # refuses weights without a head, where `load_model` would invent one
     _, tokenizer = load_model(str(model))
     for name in FORMATS:

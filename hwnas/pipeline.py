@@ -20,6 +20,7 @@ from hwnas.delivery import deliver
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_model, replacing
+from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 from hwnas.models import load, load_model
@@ -87,10 +88,12 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
 
 def _prepare(recipe: Recipe, out: Path, resume: bool, given: Given) -> Inputs:
     """Everything that can be wrong with the input is found here, before the folder is made."""
+    target = Target.parse(recipe.target)
+    target.check_exportable()
+    require(target)
     task = load_task(recipe.task_at_target)
     model, tokenizer = load_model(recipe.model, labels=task.labels, seed=recipe.seed)
     shape = find_shape(model.config)
-    target = Target.parse(recipe.target)
     for name, length in (("target: seq=", target.seq), ("task.max_length: ", task.max_length)):
         if length > tokenizer.model_max_length:
             most = tokenizer.model_max_length

@@ -64,6 +64,7 @@ def rows(path: Path, count: int, label: str = "label", labels: str = "ab") -> Pa
         (["run", "--target", "toaster:cpu"], ["toaster", "openvino, onnxruntime, torch"]),
         (["run", "--target", "openvino:cpu:seq=none"], ["seq='none'"]),
         (["run", "--target", "openvino:cpu:seq=4096"], ["4096", "512"]),
+        (["run", "--target", "openvino:cpu:precision=int8-static"], ["not yet exported"]),
         (["run", "--baseline", "magic"], ["strategy", "search"]),
         (["run", "--minutes", "-1"], ["compute.minutes"]),
         (["run", "--table", "missing.json"], ["missing.json"]),
@@ -81,6 +82,20 @@ def rows(path: Path, count: int, label: str = "label", labels: str = "ab") -> Pa
 )
 def test_bad_options(hwnas: Run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     refused(hwnas(*arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("spec", ["torch:cuda", "onnxruntime:cuda", "openvino:gpu"])
+@pytest.mark.parametrize("verb", ["run", "profile"])
+def test_device_that_is_not_here(hwnas: Run, tmp_path: Path, spec: str, verb: str) -> None:
+    from hwnas.latency.runtimes import gpu_names
+    from hwnas.latency.target import Target
+
+    if gpu_names(Target.parse(spec)):
+        pytest.skip(f"{spec} is here")
+    given = ["profile", "demo:minilm"] if verb == "profile" else ["run"]
+    device = spec.split(":")[1]
+    refused(hwnas(*given, "--target", spec, "--out", "t"), f"finds no {device}", "hwnas doctor")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy import find_family, find_shape
 from hwnas.anatomy.dense import new_dense
-from hwnas.latency.measure import (
-    Inference,
+from hwnas.latency.measure import Inference
+from hwnas.latency.onnx_graphs import OnnxTemplate
+from hwnas.latency.openvino_graphs import OpenVinoTemplate
+from hwnas.latency.precision import group_for, quantized, random_rows
+from hwnas.latency.runtimes import (
     export,
     onnx_inference,
     openvino_inference,
     random_feed,
+    require,
     torch_inference,
 )
-from hwnas.latency.onnx_graphs import OnnxTemplate
-from hwnas.latency.openvino_graphs import OpenVinoTemplate
 from hwnas.latency.target import Target
 from hwnas.latency.templates import variant_of
 from hwnas.space import Subnetwork
@@ -36,54 +38,62 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 Builder = Callable[[Subnetwork], Inference]
+_CALIBRATION = 4  # random rows that static quantization is calibrated on
 
 
 def builder(config: PretrainedConfig, target: Target) -> Builder:
     """A function that compiles any subnetwork of `config` for the target, ready to be timed.
 
     Raises:
-        UserError: the family is unknown, or the target's sequence is too long for it.
+        UserError: the family is unknown, the target's sequence is too long for it, or the machine
+            lacks the target's device or precision.
     """
+    require(target)
     feed = random_feed(config, target)
     if target.runtime == "torch":
         return lambda subnetwork: torch_inference(random_model(config, subnetwork), target, feed)
     if target.runtime == "onnxruntime":
-        onnx_template = template(config, "onnxruntime")
+        onnx_template = template(config, target)
         return lambda subnetwork: onnx_inference(
             onnx_template.resized(subnetwork).SerializeToString(), target, feed
         )
-    openvino_template = template(config, "openvino")
+    openvino_template = template(config, target)
     return lambda subnetwork: openvino_inference(
         openvino_template.resized(subnetwork), target, feed
     )
 
 
-def template(config: PretrainedConfig, runtime: str) -> Any:
-    """The `OpenVinoTemplate` or `OnnxTemplate` of a model of this config."""
+def template(config: PretrainedConfig, target: Target) -> Any:
+    """The `OpenVinoTemplate` or `OnnxTemplate` of a model of this config, in its precision."""
     full = Subnetwork.full(find_shape(config))
     variant = Subnetwork(tuple(variant_of(block) for block in full.blocks))
     model = random_model(config, full)
     paths = {module: path for path, module in model.named_modules()}
     blocks = [paths[block] for block in find_family(config).blocks(model)]
-    graphs = [exported_graph(m, runtime) for m in (model, random_model(config, variant))]
-    kind = OnnxTemplate if runtime == "onnxruntime" else OpenVinoTemplate
-    return kind(*graphs, full, variant, blocks)
+    graph = exported_graph(model, target)
+    other = exported_graph(random_model(config, variant), target)
+    kind = OnnxTemplate if target.runtime == "onnxruntime" else OpenVinoTemplate
+    return kind(graph, other, full, variant, blocks)
 
 
-def exported_graph(model: PreTrainedModel, runtime: str) -> Any:
-    """Optimum's export of a model, in memory: an `onnx.ModelProto` or an `openvino.Model`."""
+def exported_graph(model: PreTrainedModel, target: Target) -> Any:
+    """Optimum's export in the target's precision: an `onnx.ModelProto` or an `openvino.Model`."""
     with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
-        export(model, runtime, Path(folder))
-        if runtime == "onnxruntime":
+        export(model, target.runtime, Path(folder))
+        if target.runtime == "onnxruntime":
             import onnx
 
-            return onnx.load(Path(folder) / "model.onnx")
-        import openvino
+            graph = onnx.load(Path(folder) / "model.onnx")
+        else:
+            import openvino
 
-        # mapping the file would tie the graph to a folder that is removed
-        core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})
-        return core.read_model(Path(folder) / "openvino_model.xml")
+            # mapping the file would tie the graph to a folder that is removed
+            core = openvino.Core()
+            core.set_property({"ENABLE_MMAP": False})
+            graph = core.read_model(Path(folder) / "openvino_model.xml")
+    rows = random_rows(random_feed(model.config, target), model.config.vocab_size, _CALIBRATION)
+    group = group_for(find_shape(model.config))
+    return quantized(graph, target.runtime, target.precision, list(rows), group)
 
 
 def random_model(config: PretrainedConfig, subnetwork: Subnetwork) -> PreTrainedModel:

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hwnas.errors import HwnasError
 from hwnas.latency.templates import ElasticConstant, rules_between, same_size
 from hwnas.space import Subnetwork
@@ -46,11 +48,10 @@ class OpenVinoTemplate:
         for constant in self.elastic:
             if constant.block < len(kept):
                 port = operations[constant.consumer].input(constant.port)
-                array = port.get_source_output().get_node().get_data()
-                resized = constant.resized(
-                    array, kept[constant.block], self.full.blocks[constant.block]
-                )
-                port.replace_source_output(_constant(resized))
+                source = port.get_source_output().get_node()
+                widths = kept[constant.block], self.full.blocks[constant.block]
+                resized = constant.resized(_array(source), *widths)
+                port.replace_source_output(_constant(resized, source))
         if len(kept) < len(self._scopes):
             self._cut(operations, len(kept))
         graph.validate_nodes_and_infer_types()
@@ -65,7 +66,7 @@ class OpenVinoTemplate:
                 source, changed = (x.get_source_output().get_node() for x in (a, b))
                 if source.get_type_name() != "Constant":
                     continue
-                array, twins = source.get_data(), changed.get_data()
+                array, twins = _array(source), _array(changed)
                 if same_size(array, twins):
                     continue
                 block = self._block_of(op)
@@ -108,7 +109,27 @@ class OpenVinoTemplate:
         raise HwnasError(f"nothing outside {scope} uses its result")
 
 
-def _constant(array: Array) -> Any:
+def _packed(constant: Any) -> bool:
+    """Whether several of the constant's values share a byte."""
+    return int(constant.get_output_element_type(0).bitwidth) < 8
+
+
+def _array(constant: Any) -> Array:
+    """The constant's values; where they are packed, an array of its shape."""
+    if _packed(constant):
+        return np.broadcast_to(np.uint8(0), tuple(constant.get_output_shape(0)))
+    values: Array = constant.get_data()
+    return values
+
+
+def _constant(array: Array, like: Any) -> Any:
+    """A constant of the array's shape and the other's type; packed values are the other's."""
+    import openvino
     from openvino import opset13 as ops
 
-    return ops.constant(array).output(0)
+    if not _packed(like):
+        return ops.constant(array).output(0)
+    kind = like.get_output_element_type(0)
+    bytes_needed = -(-array.size * kind.bitwidth // 8)
+    packed = np.resize(like.get_data().view(np.uint8).ravel(), bytes_needed)
+    return ops.constant(openvino.Tensor(packed, array.shape, kind)).output(0)

@@ -1,19 +1,27 @@
 """The target: which runtime serves the model, on which device, at what shape; and budgets on it.
 
 A target is written ``runtime:device[:key=value,…]``, for example
-``openvino:cpu:threads=1,batch=1,seq=64``. A budget is written ``8ms`` or ``50%`` (of the
-measured baseline).
+``openvino:cpu:threads=1,batch=1,seq=64,precision=int8-static``. A budget is written ``8ms`` or
+``50%`` (of the measured baseline).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from hwnas.errors import UserError
 
-RUNTIMES = ("openvino", "onnxruntime", "torch")
-DEVICES = ("cpu",)
+DEVICES = {"openvino": ("cpu", "gpu"), "onnxruntime": ("cpu", "cuda"), "torch": ("cpu", "cuda")}
+RUNTIMES = tuple(DEVICES)
+PRECISIONS = {
+    "openvino": ("fp32", "bf16", "int8-static", "int8-weights", "int4-weights"),
+    "onnxruntime": ("fp32", "int8-dynamic", "int8-static"),
+    "torch": ("fp32", "bf16"),
+}
+_NUMBERS = ("threads", "batch", "seq")
+_KEYS = (*_NUMBERS, "precision")
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,7 @@ class Target:
     threads: int = 1
     batch: int = 1
     seq: int = 128
+    precision: str = "fp32"
 
     @classmethod
     def parse(cls, spec: str) -> Target:
@@ -44,28 +53,45 @@ class Target:
             raise UserError(
                 f"target {spec!r}: unknown runtime {runtime!r}; known: {', '.join(RUNTIMES)}"
             )
-        if device not in DEVICES:
+        if device not in DEVICES[runtime]:
             raise UserError(
-                f"target {spec!r}: unknown device {device!r}; known: {', '.join(DEVICES)}"
+                f"target {spec!r}: unknown device {device!r}; "
+                f"{runtime} has: {', '.join(DEVICES[runtime])}"
             )
-        values: dict[str, int] = {}
+        values: dict[str, Any] = {}
         for item in parts[2].split(",") if len(parts) == 3 else []:
             key, _, text = item.partition("=")
-            if key not in ("threads", "batch", "seq"):
-                raise UserError(f"target {spec!r}: unknown key {key!r}; known: threads, batch, seq")
+            if key not in _KEYS:
+                raise UserError(f"target {spec!r}: unknown key {key!r}; known: {', '.join(_KEYS)}")
             if key in values:
                 raise UserError(f"target {spec!r}: {key} is given twice; give it once")
-            if not (text.isascii() and text.isdigit() and 0 < int(text) <= 65536):
-                raise UserError(
-                    f"target {spec!r}: {key}={text!r} is not a whole number from 1 to 65536"
-                )
-            values[key] = int(text)
+            values[key] = _number(spec, key, text) if key in _NUMBERS else text
+        precision = values.get("precision", "fp32")
+        if precision not in PRECISIONS[runtime]:
+            raise UserError(
+                f"target {spec!r}: unknown precision {precision!r}; "
+                f"{runtime} has: {', '.join(PRECISIONS[runtime])}"
+            )
         return cls(runtime, device, **values)
 
+    def check_exportable(self) -> None:
+        """Raise `UserError` if models can be profiled for this target, but not yet exported."""
+        if self.precision != "fp32":
+            raise UserError(
+                f"target {self}: {self.precision} can be profiled, not yet exported; "
+                "leave precision out"
+            )
+
     def __str__(self) -> str:
-        return (
-            f"{self.runtime}:{self.device}:threads={self.threads},batch={self.batch},seq={self.seq}"
-        )
+        shape = f"threads={self.threads},batch={self.batch},seq={self.seq}"
+        precision = "" if self.precision == "fp32" else f",precision={self.precision}"
+        return f"{self.runtime}:{self.device}:{shape}{precision}"
+
+
+def _number(spec: str, key: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 65536):
+        raise UserError(f"target {spec!r}: {key}={text!r} is not a whole number from 1 to 65536")
+    return int(text)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def rules_between(
 
 
 def _may_be_a_shape(array: Array) -> bool:
-    return array.size <= _MOST_ENTRIES and array.dtype in (np.int32, np.int64)
+    return array.size <= _MOST_ENTRIES and array.dtype == np.int64  # int32: quantized biases
 
 
 def _width(ours: int, theirs: int, full: Block, variant: Block) -> Width:

@@ -12,7 +12,7 @@ import pytest
 from transformers import BertConfig
 
 from hwnas.latency.graphs import builder, exported_graph, random_model, template
-from hwnas.latency.target import Target
+from hwnas.latency.target import PRECISIONS, Target
 from hwnas.space import Subnetwork
 
 SUBNETWORKS = [
@@ -34,21 +34,29 @@ TINY = BertConfig(
 )
 
 
-def exported(genome: list[list[int]], runtime: str) -> Any:
+def exported(genome: list[list[int]], target: Target) -> Any:
     """The real export of a subnetwork."""
-    return exported_graph(random_model(TINY, Subnetwork.of(genome)), runtime)
+    return exported_graph(random_model(TINY, Subnetwork.of(genome)), target)
 
 
-@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
-def runtime(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+TARGETS = [
+    Target.parse(f"{runtime}:cpu:seq=16,precision={precision}")
+    for runtime in ("openvino", "onnxruntime")
+    for precision in PRECISIONS[runtime]
+    if precision != "bf16"  # the same graph
+]
+
+
+@pytest.fixture(scope="module", params=TARGETS, ids=str)
+def target(request: pytest.FixtureRequest) -> Target:
+    found: Target = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def full(runtime: str) -> Any:
-    """The template of the runtime."""
-    return template(TINY, runtime)
+def full(target: Target) -> Any:
+    """The template of the runtime and precision."""
+    return template(TINY, target)
 
 
 def openvino_operations(graph: Any) -> Counter[tuple[str, ...]]:
@@ -83,14 +91,17 @@ def onnx_operations(proto: Any) -> Iterator[tuple[Any, ...]]:
             if attribute.name == "value"
         ]
         # what stands in no module is numbered throughout
-        yield re.sub(r"^Constant_\d+$", "Constant", node.name), node.op_type, weights, values
+        name = re.sub(r"^(Constant|onnx::MatMul)_\d+", r"\1", node.name)
+        yield name, node.op_type, weights, values
 
 
 @pytest.mark.parametrize("genome", SUBNETWORKS)
-def test_resized_graph_is_the_real_export(full: Any, runtime: str, genome: list[list[int]]) -> None:
+def test_resized_graph_is_the_real_export(
+    full: Any, target: Target, genome: list[list[int]]
+) -> None:
     resized = full.resized(Subnetwork.of(genome))
-    real = exported(genome, runtime)
-    if runtime == "openvino":
+    real = exported(genome, target)
+    if target.runtime == "openvino":
         assert openvino_operations(resized) == openvino_operations(real)
     else:
         import onnx

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
-from transformers import BertConfig
 
-from hwnas.errors import UserError
 from hwnas.latency.measure import (
     Paired,
     clock_of,
     confirmed,
     in_turns,
-    load_for_timing,
-    random_feed,
     time_pairs,
 )
 from hwnas.latency.target import Target
@@ -79,20 +74,7 @@ def test_no_pairs() -> None:
 def test_processor_time_where_one_thread_computes() -> None:
     assert clock_of(Target(threads=1)) is time.process_time
     assert clock_of(Target(threads=2)) is time.perf_counter
-
-
-def test_feed_is_of_the_targets_shape(tiny_config: BertConfig) -> None:
-    feed = random_feed(tiny_config, Target(batch=3, seq=16))
-    assert {ids.shape for ids in feed.values()} == {(3, 16)}
-    assert feed["input_ids"].max() < tiny_config.vocab_size
-    with pytest.raises(UserError, match="at most 64"):
-        random_feed(tiny_config, Target(seq=65))
-
-
-@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
-def test_folder_without_a_model(runtime: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        load_for_timing(tmp_path, Target(runtime))
+    assert clock_of(Target("torch", "cuda")) is time.perf_counter
 
 
 def test_compilations_take_turns() -> None:

@@ -8,14 +8,18 @@ from hypothesis import strategies as st
 
 from hwnas.errors import UserError
 from hwnas.latency import Budget, Target
-from hwnas.latency.target import RUNTIMES
+from hwnas.latency.target import DEVICES, PRECISIONS, RUNTIMES
 
-TARGETS = st.builds(
-    Target,
-    runtime=st.sampled_from(RUNTIMES),
-    threads=st.integers(1, 64),
-    batch=st.integers(1, 64),
-    seq=st.integers(1, 4096),
+TARGETS = st.sampled_from(RUNTIMES).flatmap(
+    lambda runtime: st.builds(
+        Target,
+        runtime=st.just(runtime),
+        device=st.sampled_from(DEVICES[runtime]),
+        threads=st.integers(1, 64),
+        batch=st.integers(1, 64),
+        seq=st.integers(1, 4096),
+        precision=st.sampled_from(PRECISIONS[runtime]),
+    )
 )
 
 
@@ -36,7 +40,11 @@ def test_keys_may_be_left_out_and_come_in_any_order() -> None:
         ("openvino", "runtime:device"),
         ("openvino::seq=64", "runtime:device"),
         ("tensorrt:cpu", "tensorrt"),
-        ("openvino:npu", "npu"),
+        ("openvino:npu", "openvino has: cpu, gpu"),
+        ("openvino:cuda", "cuda"),
+        ("torch:cpu:precision=int8-static", "torch has: fp32, bf16"),
+        ("openvino:cpu:precision=", "precision"),
+        ("openvino:cpu:precision=int8", "int8-weights"),
         ("openvino:cpu:length=64", "length"),
         ("openvino:cpu:seq", "seq"),
         ("openvino:cpu:seq=0", "'0'"),

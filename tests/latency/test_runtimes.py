@@ -1,0 +1,50 @@
+"""What a runtime is given, where it is refused, and that an answer is there when it returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig
+
+from hwnas.anatomy import find_shape
+from hwnas.doctor import examine_cpu
+from hwnas.errors import UserError
+from hwnas.latency.graphs import builder
+from hwnas.latency.runtimes import load_for_timing, random_feed, require
+from hwnas.latency.target import Target
+from hwnas.space import Subnetwork
+
+
+def test_feed_is_of_the_targets_shape(tiny_config: BertConfig) -> None:
+    feed = random_feed(tiny_config, Target(batch=3, seq=16))
+    assert {ids.shape for ids in feed.values()} == {(3, 16)}
+    assert feed["input_ids"].max() < tiny_config.vocab_size
+    with pytest.raises(UserError, match="at most 64"):
+        random_feed(tiny_config, Target(seq=65))
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
+def test_folder_without_a_model(runtime: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_for_timing(tmp_path, Target(runtime))
+
+
+def test_bf16_where_the_processor_has_none() -> None:
+    if {"avx512_bf16", "amx_bf16"} & set(examine_cpu().flags):
+        pytest.skip("this processor has bf16")
+    with pytest.raises(UserError, match="no bf16 instructions"):
+        require(Target.parse("openvino:cpu:precision=bf16"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_torch_on_a_gpu_waits_for_its_result(tiny_config: Any, precision: str) -> None:
+    import torch
+
+    target = Target.parse(f"torch:cuda:seq=16,precision={precision}")
+    infer = builder(tiny_config, target)(Subnetwork.full(find_shape(tiny_config)))
+    answer: Any = infer()
+    assert answer.logits.is_cuda
+    assert torch.cuda.current_stream().query()  # nothing is left to be computed
