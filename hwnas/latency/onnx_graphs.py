@@ -55,6 +55,7 @@ class OnnxTemplate:
                 if not node.name.startswith(self._scopes[-1]):
                     node.input[:] = [last if name == end else name for name in node.input]
         _remove_unused(graph)
+        del graph.value_info[:]  # sizes of the full model's values, where a quantizer noted them
         return result
 
     def _compare(self, variant: Any, other: Subnetwork) -> Iterator[ElasticConstant]:
