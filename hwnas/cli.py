@@ -17,6 +17,7 @@ import typer
 
 from hwnas import __version__
 from hwnas.errors import BudgetError, HwnasError, UserError
+from hwnas.progress import warn
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -75,7 +76,8 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run directory; default: new in runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     table: Annotated[
-        Path | None, typer.Option(help="A latency table of this model and target.")
+        Path | None,
+        typer.Option(help="A latency table of this model and target: a file, or a shipped one."),
     ] = None,
     reuse: Annotated[
         Path | None, typer.Option(help="Take baseline and table from this run directory.")
@@ -172,7 +174,8 @@ def tables_list(json: Json = False) -> None:
 
 @tables.command("show")
 def tables_show(
-    table: Annotated[Path, typer.Argument(help="A latency table (JSON).")], json: Json = False
+    table: Annotated[Path, typer.Argument(help="A table's file, or the name of a shipped one.")],
+    json: Json = False,
 ) -> None:
     """What a table holds, how well it predicts first."""
     _show_table(table, json)
@@ -181,18 +184,19 @@ def tables_show(
 def _show_table(path: Path, json: bool) -> None:
     from hwnas.latency.table import LatencyTable
 
-    table = LatencyTable.load(path)
+    table = LatencyTable.find(path)
     if json:
         _print_json(table)
     else:
         from hwnas.report.terminal import render_table
 
         _print(render_table(table))
+    warn(path.name, table.doubts())
 
 
 @tables.command("predict")
 def tables_predict(
-    table: Annotated[Path, typer.Argument(help="A latency table (JSON).")],
+    table: Annotated[Path, typer.Argument(help="A table's file, or the name of a shipped one.")],
     subnetwork: Annotated[
         str, typer.Argument(help="A dense model's folder, or a genome [[heads, ffn], …].")
     ],
@@ -201,8 +205,11 @@ def tables_predict(
     """Predict a subnetwork's latency in ms."""
     from hwnas.latency.table import LatencyTable
 
-    loaded = LatencyTable.load(table)
-    ms = loaded.predictor().predict(_subnetwork(subnetwork))
+    loaded = LatencyTable.find(table)
+    wanted = _subnetwork(subnetwork)
+    loaded.check_subnetwork(wanted)
+    warn(table.name, loaded.doubts())
+    ms = loaded.predictor().predict(wanted)
     print(f'{{"ms": {ms}}}' if json else f"{ms:.3f} ms")
 
 

@@ -77,14 +77,29 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+class _GivenTwiceError(Exception):
+    """A key stands twice in one JSON object, and one of the values would be lost."""
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _GivenTwiceError(repr(key))
+        found[key] = value
+    return found
+
+
 def read_json(path: Path) -> Any:
     """Read JSON from `path`.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, is not JSON, or gives a key twice.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+    except _GivenTwiceError as error:
+        raise UserError(f"{path}: {error} is given twice; give it once") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -95,27 +110,34 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON, line {error.lineno}: {error.msg}") from None
 
 
-def read_model(path: Path, kind: type[Model]) -> Model:
+def read_model(path: Path, kind: type[Model], *, strict: bool = False) -> Model:
     """Read `path` and validate it as the pydantic model `kind`.
+
+    Args:
+        strict: take no text for a number, nor a number for text.
 
     Raises:
         UserError: naming the file and the path of the offending field.
     """
-    return validate(kind, read_json(path), where=str(path))
+    return validate(kind, read_json(path), where=str(path), strict=strict)
 
 
-def validate(kind: type[Model], value: Any, where: str) -> Model:
+def validate(kind: type[Model], value: Any, where: str, *, strict: bool = False) -> Model:
     """Validate `value` as `kind`; a failure names `where` and the field's path in one line.
 
     Raises:
         UserError: `value` does not fit.
     """
     try:
+        if strict:  # the strict rules for JSON allow a list where the model has a tuple
+            return kind.model_validate_json(json.dumps(value), strict=True)
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        field = ".".join(str(part) for part in first["loc"])
         more = error.error_count() - 1
         rest = f" (and {more} more)" if more else ""
         message = str(first["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{where}: {field}: {message}{rest}") from None
+        if field:
+            message = f"{field}: {message}"
+        raise UserError(f"{where}: {message}{rest}") from None

@@ -24,6 +24,7 @@ from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 from hwnas.models import load, load_model
+from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
 from hwnas.stages import Inputs
@@ -99,9 +100,10 @@ def _prepare(recipe: Recipe, out: Path, resume: bool, given: Given) -> Inputs:
             most = tokenizer.model_max_length
             raise UserError(f"{name}{length}, the model reads at most {most} tokens")
     if given.table is not None:
-        table = LatencyTable.load(given.table)
+        table = LatencyTable.find(given.table)
         table.check_model(shape)
         table.check_target(target)
+        warn(given.table.name, table.doubts())
     if given.reuse is not None:
         _check_reuse(recipe, given.reuse)
     directory = RunDirectory.open(out, recipe, resume)

@@ -1,12 +1,13 @@
-"""Progress bars with time left on standard error, silent where a machine reads.
+"""Progress bars with time left, and warnings, on standard error; bars are silent for machines.
 
 Where standard error is no terminal (a log, CI), what took long says so in one line when it ends.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 _LONG = 10.0  # seconds; what is quicker leaves no line in a log
@@ -17,6 +18,12 @@ def set_quiet(quiet: bool) -> None:
     """Show no bars from now on (True), or show them again (False)."""
     global _quiet
     _quiet = quiet
+
+
+def warn(subject: str, doubts: Iterable[str]) -> None:
+    """Say what may mislead in a line each, `warning: subject: doubt`."""
+    for doubt in doubts:
+        print(f"warning: {subject}: {doubt}", file=sys.stderr)
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
     path = inputs.path / "table.json"
     if not path.exists():
         if given is not None:
-            table = LatencyTable.load(given)
+            table = LatencyTable.find(given)
         else:
             from hwnas.latency.profile import profile
 

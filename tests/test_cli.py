@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,17 @@ def tiny_table(tmp_path_factory: pytest.TempPathFactory, tiny_config: object) ->
     path = tmp_path_factory.mktemp("table") / "table.json"
     profile(tiny_config, Target.parse("openvino:cpu:seq=16")).save(path)  # type: ignore[arg-type]
     return path
+
+
+def test_a_table_s_doubts_are_said_where_it_is_used(
+    hwnas: Run, tmp_path: Path, tiny_table: Path
+) -> None:
+    shutil.copy(tiny_table, tmp_path / "t.json")
+    for arguments in (["show", "t.json"], ["predict", "t.json", "[[1, 32]]"]):
+        code, _, errors = hwnas("tables", *arguments)
+        assert code == 0
+        assert "warning: t.json: never checked" in errors
+    refused(hwnas("tables", "predict", "t.json", "[[99, 32]]"), "block 0 has 99 heads")
 
 
 def test_output_folder_in_use(hwnas: Run, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import suppress
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +26,10 @@ from pydantic import (
 from hwnas.anatomy import Shape
 from hwnas.errors import UserError
 from hwnas.files import read_model, write_json
+from hwnas.latency.checks import contradiction, doubts
 from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.latency.target import Target
+from hwnas.space import Subnetwork
 
 SCHEMA_VERSION = 1  # that this module reads and writes
 Operator = Literal["fixed", "attention", "ffn"]
@@ -55,6 +57,15 @@ class ModelSizes(Part):
     vocab: PositiveInt
     heads: tuple[PositiveInt, ...]  # of each block
     ffn: tuple[PositiveInt, ...]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> ModelSizes:
+        if not self.heads or len(self.heads) != len(self.ffn):
+            raise ValueError(
+                f"heads of {len(self.heads)} blocks and ffn of {len(self.ffn)}: "
+                "expected one of each for every block"
+            )
+        return self
 
     @classmethod
     def of(cls, shape: Shape) -> ModelSizes:
@@ -188,6 +199,9 @@ class LatencyTable(Part):
                 raise ValueError(
                     f"entries: none of {op!r} at the model's width {most}; profile the device again"
                 )
+        wrong = contradiction(self)
+        if wrong is not None:
+            raise ValueError(wrong)
         return self
 
     @classmethod
@@ -197,7 +211,26 @@ class LatencyTable(Part):
         Raises:
             UserError: the file is missing, damaged, or no table of this version.
         """
-        return read_model(path, cls)
+        return read_model(path, cls, strict=True)
+
+    @classmethod
+    def find(cls, name: Path) -> LatencyTable:
+        """The table in a file, or the shipped one of this name, as `hwnas tables list` prints it.
+
+        Raises:
+            UserError: as `load` does.
+        """
+        shipped = (
+            resources.files("hwnas.latency_tables") / f"{name.name.removesuffix('.json')}.json"
+        )
+        if not name.exists() and len(name.parts) == 1 and shipped.is_file():
+            with resources.as_file(shipped) as path:
+                return cls.load(path)
+        return cls.load(name)
+
+    def doubts(self) -> list[str]:
+        """Why the table may mislead on this machine, a line each; see `checks.doubts`."""
+        return doubts(self, describe_device(), versions_of(Target.parse(self.target)))
 
     def save(self, path: Path) -> None:
         """Write the table as JSON, at once."""
@@ -213,6 +246,21 @@ class LatencyTable(Part):
                 f"latency table: measured for a model of {sides[0]}, this one is of {sides[1]}; "
                 "profile this model or give a table of it"
             )
+
+    def check_subnetwork(self, subnetwork: Subnetwork) -> None:
+        """Raise `UserError` unless the table's model has such a subnetwork."""
+        blocks, most = len(self.model.heads), (max(self.model.heads), max(self.model.ffn))
+        if len(subnetwork.blocks) > blocks:
+            raise UserError(
+                f"subnetwork {subnetwork}: {len(subnetwork.blocks)} blocks, the table's model "
+                f"has {blocks}"
+            )
+        for number, block in enumerate(subnetwork.blocks):
+            if block.heads > most[0] or block.ffn > most[1]:
+                raise UserError(
+                    f"subnetwork {subnetwork}: block {number} has {block.heads} heads and FFN "
+                    f"{block.ffn}, the table's model at most {most[0]} and {most[1]}"
+                )
 
     def check_target(self, target: Target) -> None:
         """Raise `UserError` unless the table is of this target."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from hwnas.anatomy import Shape
 from hwnas.errors import UserError
+from hwnas.latency.checks import doubts
 from hwnas.latency.table import (
     Device,
     Entry,
@@ -122,6 +124,17 @@ def drop(op: str) -> Callable[[dict[str, Any]], object]:
     return lambda t: t.update(entries=[e for e in t["entries"] if e["op"] != op])
 
 
+def cost(table: dict[str, Any], number: int, **changed: float) -> dict[str, Any]:
+    """An entry of the table with another width or another cost, sound in itself."""
+    result: dict[str, Any] = json.loads(json.dumps(table["entries"][number]))
+    if "heads" in changed:
+        result["dims"]["heads"] = changed["heads"]
+    if "ms" in changed:
+        result["ms"] = dict.fromkeys(("median", "p10", "p90"), changed["ms"])
+        result["ratio_to_reference"] = changed["ms"] / table["reference_ms"]
+    return result
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -141,6 +154,23 @@ def drop(op: str) -> Callable[[dict[str, Any]], object]:
         (drop("fixed"), "'fixed'"),
         (drop("attention"), "'attention'"),
         (drop("ffn"), "'ffn'"),
+        (lambda t: t.update(reference_ms="2.0"), "reference_ms"),
+        (lambda t: t.update(reference_ms=1e300), "more than an hour"),
+        (lambda t: t.update(reference_ms=0.002), "entries.0.ms.median"),
+        (lambda t: t["entries"][1]["ms"].update(median=1e-4, p10=1e-4), "milliseconds"),
+        (lambda t: t["entries"][1]["ms"].update(p10=0.2), "entries.1.ms"),
+        (lambda t: t["entries"][1].update(samples=1.5), "entries.1.samples"),
+        (lambda t: t["entries"][1].update(op="conv"), "entries.1.op"),
+        (lambda t: t["entries"][1].update(dims={"heads": "1"}), "entries.1.dims.heads"),
+        (lambda t: t["entries"].append(cost(t, 1, heads=5)), "entries.6.dims.heads"),
+        (lambda t: t["entries"].__setitem__(2, cost(t, 2, ms=0.01)), "attention at 2"),
+        (lambda t: t["model"].update(heads=[]), "model"),
+        (lambda t: t["model"].update(hidden=True), "model.hidden"),
+        (lambda t: t["validation"].update(n=7), "validation.n"),
+        (lambda t: t["validation"].update(mape=0.1), "validation.mape"),
+        (lambda t: t["validation"]["rows"][0].update(genome=[[2, 64]]), "rows.0.genome"),
+        (lambda t: t["protocol"].pop("clock"), "protocol.clock"),
+        (lambda t: t.update(entries={}), "entries"),
     ],
 )
 def test_damaged_table_is_refused(
@@ -157,6 +187,10 @@ def test_no_table_at_all(tmp_path: Path) -> None:
     assert "no such file" in refusal(lambda: LatencyTable.load(path))
     path.write_text('{"schema_version": 1, "model": {')
     assert "not valid JSON" in refusal(lambda: LatencyTable.load(path))
+    path.write_text('{"schema_version": 1, "schema_version": 1}')
+    assert "'schema_version' is given twice" in refusal(lambda: LatencyTable.load(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in refusal(lambda: LatencyTable.load(path))
     path.write_text("[1, 2]")
     assert str(path) in refusal(lambda: LatencyTable.load(path))
 
@@ -190,3 +224,31 @@ def test_this_machine_is_described() -> None:
     versions = versions_of(Target("onnxruntime"))
     assert {"torch", "transformers", "onnxruntime"} <= versions.keys()
     assert "openvino" not in versions
+
+
+def test_doubts_name_both_sides(table: LatencyTable) -> None:
+    assert doubts(table, table.device, dict(table.versions)) == []
+    other = table.device.model_copy(update={"cpu": "Another CPU"})
+    (device, version, check) = doubts(
+        table.model_copy(update={"validation": None}), other, {"openvino": "2030.1"}
+    )
+    assert "Some CPU" in device and "Another CPU" in device
+    assert "2026.0" in version and "2030.1" in version
+    assert "--validate" in check
+
+
+def test_subnetwork_of_another_model(table: LatencyTable) -> None:
+    table.check_subnetwork(Subnetwork.of([[4, 128], [0, 0]]))
+    assert "block 1 has 5 heads" in refusal(
+        lambda: table.check_subnetwork(Subnetwork.of([[4, 128], [5, 128]]))
+    )
+    assert "3 blocks" in refusal(lambda: table.check_subnetwork(Subnetwork.of([[1, 32]] * 3)))
+
+
+def test_shipped_tables_are_found_by_name() -> None:
+    shipped = sorted(files("hwnas.latency_tables").iterdir(), key=lambda entry: entry.name)
+    names = [entry.name for entry in shipped if entry.name.endswith(".json")]
+    assert names
+    for name in names:
+        assert LatencyTable.find(Path(name)) == LatencyTable.find(Path(name.removesuffix(".json")))
+    assert "no such file" in refusal(lambda: LatencyTable.find(Path("nothing.json")))
