@@ -54,6 +54,7 @@ _HEADS = 16  # head counts measured at most
 _FFN_PARTS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48)
 _VALIDATION_SHARES = (0.2, 1.0)  # of the full width, of each kept block, on average
 _VALIDATION_LEAST = 0.2  # of the full model's operations
+_VALIDATION_COMPILATIONS = 3  # of each unseen network: the judge must be right itself
 
 
 class Stopwatch:
@@ -339,7 +340,8 @@ def _validated(
     with bar("check the table", 2 * len(subnetworks)) as advance:
         for turn in measured:
             for subnetwork in subnetworks:
-                turn.append(stopwatch.time(subnetwork, PAIRS).ratio * table.reference_ms)
+                paired = stopwatch.time(subnetwork, PAIRS, compilations=_VALIDATION_COMPILATIONS)
+                turn.append(paired.ratio * table.reference_ms)
                 advance(1)
     rows = tuple(
         ValidationRow(
