@@ -23,7 +23,7 @@ from hwnas.export.folders import (
     load_exported,
 )
 from hwnas.files import write_json
-from hwnas.latency.target import Target
+from hwnas.latency.target import DEVICES, Target
 from hwnas.progress import bar
 from hwnas.summary import Record
 
@@ -134,7 +134,9 @@ def measure_against(
 
 def _served_by_own_runtime(folder: Path, target: Target) -> Target:
     runtime = RUNTIMES[find_format(folder)]
-    return replace(target, runtime=runtime)
+    # one runtime's gpu is the other's cuda
+    device = target.device if target.device in DEVICES[runtime] else DEVICES[runtime][-1]
+    return replace(target, runtime=runtime, device=device)
 
 
 def score_folder(
@@ -169,12 +171,14 @@ def export_and_check(model: str | Path, out: Path, target: Target) -> Verificati
 
     Raises:
         UserError: the folder does not hold a usable model, `out` holds an export already, or the
-            target's precision is none that is exported.
+            target's device is not here or its precision is not exported.
         HwnasError: an exported folder's logits differ from torch's.
     """
+    from hwnas.latency.runtimes import require
     from hwnas.models import load, load_model
 
     target.check_exportable()
+    require(target)
     dense = load(model)  # refuses weights without a head, where `load_model` would invent one
     _, tokenizer = load_model(str(model))
     for name in FORMATS:
