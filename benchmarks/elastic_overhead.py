@@ -15,7 +15,8 @@ from record import Results, options
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.latency.measure import time_pairs
 from hwnas.models import load_model
-from hwnas.space import SearchSpace, Subnetwork
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import Subnetwork
 
 THREADS = (1, 2)
 SHAPES = ((1, 64), (8, 64), (32, 32))  # (batch, seq)

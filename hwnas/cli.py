@@ -216,7 +216,7 @@ def tables_predict(
 def _subnetwork(text: str) -> Any:
     import json as json_module
 
-    from hwnas.space import Subnetwork
+    from hwnas.subnetwork import Subnetwork
 
     if text.lstrip().startswith("["):
         try:

@@ -26,8 +26,9 @@ from hwnas.progress import bar
 from hwnas.search.evolution import Evaluated, evolve, finalists
 from hwnas.search.seeds import seeds
 from hwnas.selection import Allowance, Proposer, Selection, TimedStructure, select
-from hwnas.space import SearchSpace, Subnetwork
+from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
+from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Finalist
 from hwnas.training.baseline import read_history
 from hwnas.training.compute import FORWARD, step_cost

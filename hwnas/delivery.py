@@ -19,8 +19,8 @@ from hwnas.latency.measure import Paired, confirmed
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.models import load
-from hwnas.space import Subnetwork, macs
 from hwnas.stages import Inputs
+from hwnas.subnetwork import Subnetwork, macs
 from hwnas.summary import Baseline, Chosen, Compute, Summary
 from hwnas.training.baseline import read_history
 from hwnas.training.evaluate import predict, score

@@ -216,7 +216,7 @@ def _spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
 
 def step_cost_of(genome: list[list[int]], contest: Contest) -> float:
     """One training step of a genome in full-model steps."""
-    from hwnas.space import Subnetwork
+    from hwnas.subnetwork import Subnetwork
 
     inputs = contest.inputs
     return step_cost(Subnetwork.of(genome), inputs.shape, inputs.mean_length)

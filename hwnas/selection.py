@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from hwnas.errors import BudgetError
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.search.evolution import GROUPS, Evaluated, group_of
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 
 @dataclass(frozen=True)

@@ -1,72 +1,17 @@
-"""The search space and one choice in it.
-
-A `Subnetwork` says for every block how many attention heads and FFN neurons are active; zero
-heads and zero neurons mean that the block is left out. A `SearchSpace` lists each block's
-options. Widths are prefixes: "6 heads" are the first six after reordering by importance.
-"""
+"""The search space: which widths each block may have, and whether it may be left out."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from hwnas.anatomy import Shape
 from hwnas.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
+from hwnas.subnetwork import DROPPED, Block, Subnetwork
 
 FFN_STEP = 32  # FFN widths are multiples of this, a whole number of SIMD vectors and cache lines
-
-
-class Block(NamedTuple):
-    """The active width of one block; `Block(0, 0)` is left out."""
-
-    heads: int
-    ffn: int
-
-    @property
-    def present(self) -> bool:
-        return self.heads > 0
-
-
-DROPPED = Block(0, 0)
-
-
-@dataclass(frozen=True)
-class Subnetwork:
-    """One choice for every block, hashable; its genome is `[[heads, ffn], ...]`."""
-
-    blocks: tuple[Block, ...]
-
-    @classmethod
-    def of(cls, genome: Iterable[Sequence[int]]) -> Subnetwork:
-        return cls(tuple(Block(int(heads), int(ffn)) for heads, ffn in genome))
-
-    @classmethod
-    def full(cls, shape: Shape) -> Subnetwork:
-        return cls.of(zip(shape.heads, shape.ffn, strict=True))
-
-    @property
-    def genome(self) -> list[list[int]]:
-        return [[block.heads, block.ffn] for block in self.blocks]
-
-    @property
-    def kept(self) -> list[tuple[int, Block]]:
-        """Index and width of the blocks that are not left out."""
-        return [(i, block) for i, block in enumerate(self.blocks) if block.present]
-
-    @property
-    def depth(self) -> int:
-        return len(self.kept)
-
-    def __str__(self) -> str:
-        return " ".join(f"{b.heads}x{b.ffn}" if b.present else "-" for b in self.blocks)
 
 
 class BlockOptions(BaseModel):
@@ -186,19 +131,3 @@ class SearchSpace(BaseModel):
         if not any(b.present for b in blocks):
             return self.sample(rng, drop)
         return Subnetwork(tuple(blocks))
-
-
-def genomes(subnetworks: Sequence[Subnetwork]) -> npt.NDArray[np.int64]:
-    """The subnetworks as an array of shape `(n, blocks, 2)`: heads and FFN width."""
-    return np.array([s.genome for s in subnetworks], dtype=np.int64)
-
-
-def macs(subnetwork: Subnetwork, shape: Shape, seq: int) -> int:
-    """Multiply-accumulates of a sequence through the kept blocks, no embeddings or task head."""
-    total = 0
-    for _, block in subnetwork.kept:
-        width = block.heads * shape.head_size
-        projections = 4 * shape.hidden * width * seq
-        attention = 2 * width * seq * seq
-        total += projections + attention + 2 * shape.hidden * block.ffn * seq
-    return total

@@ -23,7 +23,8 @@ from hwnas.latency.target import Budget, Target
 from hwnas.models import load, load_model
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
-from hwnas.space import Block, SearchSpace
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import Block
 from hwnas.training.baseline import BaselineHistory, Patience, read_history, train_baseline
 from hwnas.training.compute import ComputePlan
 from hwnas.training.data import Task, encode

@@ -5,7 +5,7 @@ from transformers import BertForSequenceClassification
 
 from hwnas.contest import Origin
 from hwnas.elastic.supernet import SuperNetwork
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 
 def test_a_cut_of_a_cut_is_a_cut_of_the_whole(tiny_config):

@@ -15,7 +15,7 @@ from hwnas.anatomy.dense import new_dense
 from hwnas.errors import UserError
 from hwnas.evaluation import evaluate_folder
 from hwnas.export import FORMATS, export_model, save_model
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 LABELS = ("negative", "neutral", "positive")
 WORDS = ("good", "bad", "day", "a", "other")

@@ -9,7 +9,7 @@ from transformers import BertForSequenceClassification
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.importance import Importance, first_order, reorder
 from hwnas.models import load_model
-from hwnas.space import Block, Subnetwork
+from hwnas.subnetwork import Block, Subnetwork
 
 
 def _batches(vocab: int, classes: int, count: int = 4) -> list[dict[str, torch.Tensor]]:

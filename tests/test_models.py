@@ -18,7 +18,7 @@ from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.models import load, load_model, load_tokenizer, model_folder
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 LABELS = ["negative", "neutral", "positive"]
 HEAD = ("classifier.weight", "classifier.bias")

@@ -8,7 +8,7 @@ import pytest
 from hwnas.errors import BudgetError
 from hwnas.search.evolution import Evaluated
 from hwnas.selection import Allowance, select
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 ALLOWANCE = Allowance("50%", ms=10.0, margin=0.01, tolerance=0.02)
 

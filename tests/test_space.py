@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from hwnas.anatomy import Shape
 from hwnas.errors import UserError
-from hwnas.space import DROPPED, Block, BlockOptions, SearchSpace, Subnetwork, genomes, macs
+from hwnas.space import BlockOptions, SearchSpace
+from hwnas.subnetwork import DROPPED, Block, Subnetwork, genomes, macs
 
 SHAPE = Shape("bert", 384, 32, (12,) * 6, (1536,) * 6, 30522)
 SPACE = SearchSpace.whole(SHAPE)

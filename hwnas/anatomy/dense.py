@@ -9,7 +9,7 @@ from hwnas.anatomy import find_family
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hwnas.space import Subnetwork
+    from hwnas.subnetwork import Subnetwork
 
 
 def new_dense(

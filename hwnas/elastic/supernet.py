@@ -18,7 +18,7 @@ from hwnas.anatomy import BlockModules, find_family
 from hwnas.anatomy.dense import new_dense
 from hwnas.elastic.layers import ElasticLinear
 from hwnas.errors import UserError
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -32,7 +32,7 @@ from hwnas.latency.runtimes import (
 )
 from hwnas.latency.target import Target
 from hwnas.latency.templates import variant_of
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -10,7 +10,7 @@ import numpy as np
 
 from hwnas.errors import HwnasError
 from hwnas.latency.templates import ElasticConstant, rules_between, same_size
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 if TYPE_CHECKING:
     import numpy.typing as npt

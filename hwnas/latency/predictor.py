@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwnas.space import Block, Subnetwork
+from hwnas.subnetwork import Block, Subnetwork
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -38,7 +38,8 @@ from hwnas.latency.table import (
 )
 from hwnas.latency.target import Target
 from hwnas.progress import bar
-from hwnas.space import DROPPED, Block, SearchSpace, Subnetwork, macs
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import DROPPED, Block, Subnetwork, macs
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -29,7 +29,7 @@ from hwnas.files import read_model, write_json
 from hwnas.latency.checks import contradiction, doubts
 from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.latency.target import Target
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 SCHEMA_VERSION = 1  # that this module reads and writes
 Operator = Literal["fixed", "attention", "ffn"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hwnas.errors import HwnasError
-from hwnas.space import Block
+from hwnas.subnetwork import Block
 
 if TYPE_CHECKING:
     import numpy.typing as npt

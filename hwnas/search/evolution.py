@@ -30,7 +30,8 @@ from hwnas.search.exact import BlockLoss
 from hwnas.search.fitting import fit
 from hwnas.search.problem import Predictor, Tables, limit
 from hwnas.search.seeds import Seed, seeds
-from hwnas.space import DROPPED, Block, BlockOptions, SearchSpace, Subnetwork
+from hwnas.space import BlockOptions, SearchSpace
+from hwnas.subnetwork import DROPPED, Block, Subnetwork
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -20,7 +20,8 @@ import numpy as np
 
 from hwnas.errors import BudgetError, UserError
 from hwnas.search.problem import ROUNDING, Choice, Predictor, Tables, limit
-from hwnas.space import Block, SearchSpace, Subnetwork
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import Block, Subnetwork
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from hwnas.errors import BudgetError, UserError
-from hwnas.space import DROPPED, Block, BlockOptions, SearchSpace, Subnetwork
+from hwnas.space import BlockOptions, SearchSpace
+from hwnas.subnetwork import DROPPED, Block, Subnetwork
 
 if TYPE_CHECKING:
     import numpy.typing as npt

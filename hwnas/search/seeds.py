@@ -17,7 +17,8 @@ from hwnas.errors import BudgetError
 from hwnas.search.exact import BlockLoss, solve_tables
 from hwnas.search.fitting import fill
 from hwnas.search.problem import Choice, Predictor, Tables, fits
-from hwnas.space import SearchSpace, Subnetwork
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import Subnetwork
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from hwnas.anatomy import Shape
-from hwnas.space import Subnetwork, macs
+from hwnas.subnetwork import Subnetwork, macs
 from hwnas.training.sampling import Sandwich
 
 FORWARD = 1 / 3  # of a training step

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from hwnas.files import read_model, replacing, write_json
 from hwnas.models import load
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 from hwnas.training.evaluate import cross_entropy, predict, score
 from hwnas.training.trainer import Optimization, train
 

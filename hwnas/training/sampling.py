@@ -14,7 +14,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from hwnas.space import DROPPED, Block, SearchSpace, Subnetwork
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import DROPPED, Block, Subnetwork
 
 
 @dataclass(frozen=True)

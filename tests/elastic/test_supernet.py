@@ -11,7 +11,8 @@ from hwnas.elastic.layers import ElasticLinear
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.models import load, load_model
-from hwnas.space import SearchSpace, Subnetwork
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import Subnetwork
 
 EXACT = 1e-5
 

@@ -18,7 +18,7 @@ from hwnas.anatomy.dense import new_dense
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.export import export_model
 from hwnas.models import load_model
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 LABELS = ("negative", "neutral", "positive")
 # the third block is left out, and every other one differs

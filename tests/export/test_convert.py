@@ -238,7 +238,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer
 from hwnas.anatomy.dense import new_dense
 from hwnas.export import export_model
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 source, out = sys.argv[1:]
 config = AutoConfig.from_pretrained(source)

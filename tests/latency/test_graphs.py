@@ -15,7 +15,7 @@ from transformers import BertConfig
 
 from hwnas.latency.graphs import builder, exported_graph, random_model, template
 from hwnas.latency.target import PRECISIONS, Target
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 SUBNETWORKS = [
     [[4, 64], [4, 64], [4, 64]],

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from hwnas.anatomy import Shape
 from hwnas.latency.predictor import Curve, LatencyPredictor
-from hwnas.space import DROPPED, Block, SearchSpace, Subnetwork, genomes
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import DROPPED, Block, Subnetwork, genomes
 
 SPACE = SearchSpace.whole(Shape("bert", 384, 32, (12,) * 6, (1536,) * 6, 30522))
 POINTS = st.dictionaries(st.integers(1, 4096), st.floats(0, 100), min_size=1, max_size=20)

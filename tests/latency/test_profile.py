@@ -15,7 +15,8 @@ from hwnas.errors import UserError
 from hwnas.latency.profile import _Costs, _fit, _Grid, profile, unseen, validate_table
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
-from hwnas.space import SearchSpace, Subnetwork, macs
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import Subnetwork, macs
 
 SHAPE = Shape("bert", hidden=384, head_size=32, heads=(12,) * 6, ffn=(1536,) * 6, vocab=30522)
 TARGET = Target.parse("openvino:cpu:threads=1,batch=1,seq=16")

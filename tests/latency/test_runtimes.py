@@ -14,7 +14,7 @@ from hwnas.errors import UserError
 from hwnas.latency.graphs import builder
 from hwnas.latency.runtimes import load_for_timing, random_feed, require
 from hwnas.latency.target import Target
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 
 def test_feed_is_of_the_targets_shape(tiny_config: BertConfig) -> None:

@@ -28,7 +28,7 @@ from hwnas.latency.table import (
     versions_of,
 )
 from hwnas.latency.target import Target
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 SHAPE = Shape("bert", hidden=64, head_size=16, heads=(4, 4), ffn=(128, 128), vocab=100)
 TARGET = "openvino:cpu:threads=1,batch=1,seq=64"

@@ -19,7 +19,8 @@ from hwnas.latency.table import (
     Validation,
     ValidationRow,
 )
-from hwnas.space import SearchSpace, Subnetwork, macs
+from hwnas.space import SearchSpace
+from hwnas.subnetwork import Subnetwork, macs
 from hwnas.summary import Baseline, Candidate, Chosen, Compute, Finalist, Record, Summary
 
 SHAPE = Shape("bert", hidden=384, head_size=32, heads=(12,) * 6, ffn=(1536,) * 6, vocab=30522)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hwnas.search.exact import BlockLoss
-from hwnas.space import Block, BlockOptions, SearchSpace, Subnetwork
+from hwnas.space import BlockOptions, SearchSpace
+from hwnas.subnetwork import Block, Subnetwork
 
 
 @dataclass(frozen=True)

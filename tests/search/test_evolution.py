@@ -9,7 +9,7 @@ from problems import SteppedCost, loss_of, space_of
 from hwnas.errors import BudgetError
 from hwnas.search.evolution import Evaluated, evolve, finalists
 from hwnas.search.seeds import seeds
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 DEPTH, HEADS, FFN = 6, 12, 1536
 SPACE = space_of(DEPTH, HEADS, FFN, 32)

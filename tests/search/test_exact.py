@@ -12,7 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from hwnas.errors import BudgetError, UserError
 from hwnas.search.exact import solve, solve_many
 from hwnas.search.problem import Tables
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 COST = SteppedCost()
 

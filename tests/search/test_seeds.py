@@ -8,7 +8,7 @@ from problems import SteppedCost, loss_of, space_of
 from hwnas.search.fitting import fit
 from hwnas.search.problem import Tables
 from hwnas.search.seeds import seeds
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 
 COST = SteppedCost()
 SPACE = space_of(6, 12, 1536, 32)

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from hwnas.elastic.supernet import SuperNetwork
-from hwnas.space import Subnetwork
+from hwnas.subnetwork import Subnetwork
 from hwnas.training.halving import Entrant, Rung, halve
 from hwnas.training.trainer import Optimization
 
