@@ -112,24 +112,21 @@ def measure_against(
 ) -> Paired:
     """Time two exported folders in turns at the target's shape; ratios are `folder` / `reference`.
 
-    Each is served by the runtime of its own format, and loaded several times (`in_turns`).
+    Each is served by the runtime of its own format, and loaded several times (`measure.Turns`).
 
     Raises:
         UserError: a folder is missing or holds no exported model.
     """
-    from hwnas.latency.measure import PAIRS, clock_of, in_turns, time_pairs
+    from hwnas.latency.measure import PAIRS, Turns, as_stated, time_at_lengths
     from hwnas.latency.runtimes import load_for_timing
 
-    candidate, other = (
-        in_turns(
-            [
-                load_for_timing(timed, _served_by_own_runtime(timed, target))
-                for _ in range(_COMPILATIONS)
-            ]
-        )
-        for timed in (folder, reference)
-    )
-    return time_pairs(candidate, other, pairs=pairs or PAIRS, clock=clock_of(target))
+    def at_each_length(timed: Path) -> list[Turns]:
+        served = _served_by_own_runtime(timed, target)
+        loaded = [load_for_timing(timed, served) for _ in range(_COMPILATIONS)]
+        return [Turns(at_one) for at_one in zip(*loaded, strict=True)]
+
+    mine, others = at_each_length(folder), at_each_length(reference)
+    return as_stated(time_at_lengths(mine, others, target, pairs or PAIRS), target)
 
 
 def _served_by_own_runtime(folder: Path, target: Target) -> Target:

@@ -139,17 +139,18 @@ def profile(
         int, typer.Option(min=0, help="Check the table on this many unseen subnetworks.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Chooses the unseen subnetworks.")] = 0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Of measuring at most; the check comes on top.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure a device: operator costs of a model's family at its sizes, as a table."""
     from hwnas.latency import Target
-    from hwnas.latency.profile import profile as measure
-    from hwnas.models import load_model
+    from hwnas.latency import profile as measure
 
     parsed = Target.parse(target)
     _quiet(json)
-    config = load_model(model)[0].config
-    table = measure(config, parsed, validate=validate, seed=seed)
+    table = measure(model, parsed, validate=validate, seed=seed, minutes=minutes)
     table.save(out)
     _show_table(out, json)
 

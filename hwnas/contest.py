@@ -18,7 +18,9 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError
 from hwnas.files import read_model, write_json
 from hwnas.importance import Importance
+from hwnas.latency.measure import as_stated
 from hwnas.latency.predictor import LatencyPredictor
+from hwnas.latency.session import COMPILATIONS
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.models import load
@@ -39,11 +41,8 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel
 
-    from hwnas.latency.profile import Stopwatch
+    from hwnas.latency.session import Stopwatch
     from hwnas.search.exact import BlockLoss
-
-
-_COMPILATIONS = 3  # of a structure that is timed
 
 
 @dataclass
@@ -88,7 +87,7 @@ def choose_structures(contest: Contest, budget: str) -> Selection:
             tolerance=measure.tolerance,
         )
         propose = _search(contest, budget) if contest.network else _shrink(contest)
-        predictor = contest.table.predictor()
+        predictor = contest.table.predictor(measure.confidence)
         selection = select(propose, contest.clock.time, predictor, allowance, measure.rounds)
         write_json(path, selection)
     return read_model(path, Selection)
@@ -102,9 +101,12 @@ class _StructureClock:
 
     @cached_property
     def _stopwatch(self) -> Stopwatch:
-        from hwnas.latency.profile import Stopwatch
+        from hwnas.latency.graphs import builder
+        from hwnas.latency.session import Stopwatch
 
-        return Stopwatch(self.contest.inputs.config, self.contest.inputs.target)
+        inputs = self.contest.inputs
+        build = builder(inputs.config, inputs.target)
+        return Stopwatch(build, inputs.target, Subnetwork.full(inputs.shape))
 
     def time(self, subnetwork: Subnetwork) -> float:
         """Measured ms: the ratio to the full model times the table's reference."""
@@ -112,7 +114,8 @@ class _StructureClock:
 
         def ratio() -> dict[str, float]:
             pairs = inputs.recipe.measure.pairs
-            paired = self._stopwatch.time(subnetwork, pairs, compilations=_COMPILATIONS)
+            measured = self._stopwatch.time(subnetwork, pairs, COMPILATIONS)
+            paired = as_stated(measured.points, inputs.target)
             return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
         measured = inputs.directory.measured(f"structure {subnetwork}", ratio)

@@ -16,11 +16,12 @@ from hwnas import stages
 from hwnas.anatomy import find_shape
 from hwnas.files import read_model, write_json, write_text
 from hwnas.latency.measure import Paired, confirmed
+from hwnas.latency.profiling import operations
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.models import load
 from hwnas.stages import Inputs
-from hwnas.subnetwork import Subnetwork, macs
+from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Baseline, Chosen, Compute, Summary
 from hwnas.training.baseline import read_history
 from hwnas.training.evaluate import predict, score
@@ -182,7 +183,7 @@ def _serve(inputs: Inputs, folder: Path) -> Served:
     logits = predict(load_exported(served), inputs.test, progress=f"test {folder.name}")
     dense = load(folder / "model")
     shape = find_shape(dense.config)
-    flops = 2 * macs(Subnetwork.full(shape), shape, inputs.target.seq) * inputs.target.batch
+    flops = round(2 * operations(Subnetwork.full(shape), shape, inputs.target))
     return Served(
         folder=folder,
         metric=score(inputs.task.metric, logits, labels),

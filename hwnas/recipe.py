@@ -47,6 +47,8 @@ class MeasureSpec(Settings):
     pairs: int = Field(60, ge=5)  # paired samples of a verification
     tolerance: float = Field(0.02, ge=0, lt=1)  # of the budget, for noise
     margin: float = Field(0.02, ge=0, lt=1)  # of the budget, that the search stays below it
+    # that a structure meets the budget before it is timed; by default as likely as not
+    confidence: float | None = Field(None, ge=0.5, lt=1)
     rounds: int = Field(3, ge=1)  # searches, each correcting the table by what was measured
     parity_rows: int = Field(100, ge=1)  # real inputs that the exported files are compared on
 

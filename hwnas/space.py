@@ -45,12 +45,13 @@ class SearchSpace(BaseModel):
 
     @classmethod
     def whole(cls, shape: Shape, ffn_step: int | None = None) -> SearchSpace:
-        """Every head count, every FFN width in steps, every block droppable."""
+        """Every number of whole KV groups, every FFN width in steps, every block droppable."""
         blocks = []
         for heads, ffn in zip(shape.heads, shape.ffn, strict=True):
             step = min(ffn_step or max(FFN_STEP, ffn // 48), ffn)
             widths = sorted(set(range(step, ffn, step)) | {ffn})
-            blocks.append(BlockOptions(heads=tuple(range(1, heads + 1)), ffn=tuple(widths)))
+            groups = tuple(range(shape.group, heads + 1, shape.group))
+            blocks.append(BlockOptions(heads=groups, ffn=tuple(widths)))
         return cls(blocks=tuple(blocks))
 
     def check(self, shape: Shape, where: str = "space.json") -> None:

@@ -150,7 +150,7 @@ def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
         if given is not None:
             table = LatencyTable.find(given)
         else:
-            from hwnas.latency.profile import profile
+            from hwnas.latency.profiling import profile
 
             table = profile(
                 inputs.config,

@@ -69,12 +69,17 @@ def genomes(subnetworks: Sequence[Subnetwork]) -> npt.NDArray[np.int64]:
     return np.array([s.genome for s in subnetworks], dtype=np.int64)
 
 
-def macs(subnetwork: Subnetwork, shape: Shape, seq: int) -> int:
-    """Multiply-accumulates of a sequence through the kept blocks, no embeddings or task head."""
+def macs(subnetwork: Subnetwork, shape: Shape, seq: int, cache: int = 0) -> int:
+    """Multiply-accumulates of `seq` tokens through the kept blocks, no embeddings or task head.
+
+    Args:
+        cache: tokens before them whose keys and values are kept.
+    """
     total = 0
     for _, block in subnetwork.kept:
         width = block.heads * shape.head_size
-        projections = 4 * shape.hidden * width * seq
-        attention = 2 * width * seq * seq
-        total += projections + attention + 2 * shape.hidden * block.ffn * seq
+        projections = 2 * shape.hidden * (width + width // shape.group) * seq
+        attention = 2 * width * seq * (cache + seq)
+        matrices = 3 if shape.gated else 2
+        total += projections + attention + matrices * shape.hidden * block.ffn * seq
     return total

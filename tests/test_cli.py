@@ -146,7 +146,7 @@ def test_table_of_another_model_or_target(hwnas: Run, tmp_path: Path, tiny_table
 @pytest.fixture
 def tiny_table(tmp_path_factory: pytest.TempPathFactory, tiny_config: object) -> Path:
     """A table that was really measured, of a tiny model."""
-    from hwnas.latency.profile import profile
+    from hwnas.latency.profiling import profile
     from hwnas.latency.target import Target
 
     path = tmp_path_factory.mktemp("table") / "table.json"

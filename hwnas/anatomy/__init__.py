@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 # model_type of the config -> the module that knows the family
-_FAMILIES = {"bert": "hwnas.anatomy.bert"}
+_FAMILIES = {"bert": "hwnas.anatomy.bert", "llama": "hwnas.anatomy.llama"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Shape:
     heads: tuple[int, ...]  # per block
     ffn: tuple[int, ...]  # per block
     vocab: int
+    group: int = 1  # query heads that share a key-value head (a KV group)
+    gated: bool = False  # the FFN has a gate beside its way in: three matrices instead of two
+    decoder: bool = False  # it writes token by token, with a cache of keys and values
 
     @property
     def depth(self) -> int:
@@ -56,6 +59,8 @@ class BlockModules:
 
 class Family(Protocol):
     """What one family's file provides."""
+
+    task: str  # what its models are mostly for, as Optimum names it
 
     def shape(self, config: PretrainedConfig) -> Shape:
         """The sizes that the config states (per-block widths included, if it has them)."""

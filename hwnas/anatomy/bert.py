@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+task = "text-classification"
+
+
 def shape(config: Any) -> Shape:
     """The sizes in a BERT config; per-block widths from `hwnas_blocks` if it has them."""
     full = (config.num_attention_heads, config.intermediate_size)

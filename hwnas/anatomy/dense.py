@@ -18,13 +18,16 @@ def new_dense(
     """A dense model of the subnetwork's widths with random weights, in evaluation mode.
 
     Enough to measure time, which depends on shapes only. `model_class` says the task; without
-    it, the task is sequence classification.
+    it, the task is the family's own.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     family = find_family(config)
     if model_class is None:
-        model_class = AutoModelForSequenceClassification
+        model_class = {
+            "text-classification": AutoModelForSequenceClassification,
+            "text-generation": AutoModelForCausalLM,
+        }[family.task]
     widths = [(block.heads, block.ffn) for _, block in subnetwork.kept]
     dense: PreTrainedModel = family.dense_class(model_class)(family.dense_config(config, widths))
     dense.eval()

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from hwnas.latency.table import Device, Entry, LatencyTable, ModelSizes, Validation
+    from hwnas.latency.table import AtLength, Device, Entry, LatencyTable, ModelSizes, Validation
 
 _UNIT_TOLERANCE = 0.02  # rounding of milliseconds that were written by hand
 _RECORD_TOLERANCE = 0.05  # likewise of a record's per cents
+_SHORTER_TOLERANCE = 0.1  # by which a longer request may seem faster, for noise
 _MOST_MS = 3.6e6  # an hour: no inference that a table could be measured of takes as long
 
 
@@ -25,7 +26,7 @@ def contradiction(table: LatencyTable) -> str | None:
     """The first thing in the table that cannot be true, as `field: what is wrong`; None if none."""
     if table.reference_ms > _MOST_MS:
         return f"reference_ms: {table.reference_ms:.3g} ms is more than an hour"
-    found = _of_entries(table) or _of_curves(table)
+    found = _of_lengths(table) or _of_entries(table) or _of_curves(table)
     if found is None and table.validation is not None:
         found = _of_validation(table.validation, table.model)
     return found
@@ -33,38 +34,62 @@ def contradiction(table: LatencyTable) -> str | None:
 
 def _of_entries(table: LatencyTable) -> str | None:
     most = {"heads": max(table.model.heads), "width": max(table.model.ffn)}
+    reference_ms = {length.tokens: length.reference_ms for length in table.lengths}
     for number, entry in enumerate(table.entries):
         where, ms = f"entries.{number}", entry.ms
         for dim, size in entry.dims.items():
-            if size > most[dim]:
+            if size > most.get(dim, size):
                 return f"{where}.dims.{dim}: {size}, the model has at most {most[dim]}"
         if not ms.p10 <= ms.median <= ms.p90:
             return f"{where}.ms: p10 {ms.p10}, median {ms.median}, p90 {ms.p90} are out of order"
-        stated = entry.ratio_to_reference * table.reference_ms
+        full = reference_ms[_length(entry)]
+        stated = entry.ratio_to_reference * full
         if abs(ms.median - stated) > _UNIT_TOLERANCE * max(stated, 1e-9):
             return (
                 f"{where}.ms.median: {ms.median:.4g} is not {entry.ratio_to_reference:.4g} of "
-                f"reference_ms {table.reference_ms:.4g}; are all of them milliseconds?"
+                f"reference_ms {full:.4g}; are all of them milliseconds?"
             )
     return None
 
 
-def _of_curves(table: LatencyTable) -> str | None:
-    for op in ("attention", "ffn"):
-        entries = sorted(
-            (entry for entry in table.entries if entry.op == op), key=lambda e: _size(e)
+def _of_lengths(table: LatencyTable) -> str | None:
+    for less, more in pairwise(table.lengths):
+        if more.reference_ms < less.reference_ms * (1 - _SHORTER_TOLERANCE):
+            return (
+                f"lengths: the full model at {more.tokens} tokens ({more.reference_ms:.4g} ms) is "
+                f"faster than at {less.tokens} ({less.reference_ms:.4g} ms); profile again"
+            )
+    longest = max(length.reference_ms * _largest(length) for length in table.lengths)
+    if table.reference_ms > longest * (1 + _UNIT_TOLERANCE):
+        return (
+            f"reference_ms: {table.reference_ms:.4g} ms, but {longest:.4g} at the slowest of "
+            "lengths; are all of them milliseconds?"
         )
-        for less, more in pairwise(entries):
-            if more.ms.median < less.ms.median * (1 - 1e-9):
-                return (
-                    f"entries: {op} at {_size(more)} ({more.ms.median:.4g} ms) is cheaper than "
-                    f"at {_size(less)} ({less.ms.median:.4g} ms); profile the device again"
-                )
     return None
 
 
-def _size(entry: Entry) -> int:
-    return next(iter(entry.dims.values()))
+def _largest(length: AtLength) -> float:
+    return max((length.quantiles or {"0.5": 1.0}).values())
+
+
+def _of_curves(table: LatencyTable) -> str | None:
+    for length in table.lengths:
+        for op, dim in (("attention", "heads"), ("ffn", "width")):
+            entries = sorted(
+                (e for e in table.entries if e.op == op and _length(e) == length.tokens),
+                key=lambda e, dim=dim: e.dims[dim],  # type: ignore[misc]
+            )
+            for less, more in pairwise(entries):
+                if more.ms.median < less.ms.median * (1 - 1e-9):
+                    return (
+                        f"entries: {op} at {more.dims[dim]} ({more.ms.median:.4g} ms) is cheaper "
+                        f"than at {less.dims[dim]} ({less.ms.median:.4g} ms); profile again"
+                    )
+    return None
+
+
+def _length(entry: Entry) -> int:
+    return next(size for dim, size in entry.dims.items() if dim in ("seq", "cache"))
 
 
 def _of_validation(record: Validation, model: ModelSizes) -> str | None:
@@ -96,6 +121,12 @@ def doubts(table: LatencyTable, device: Device, versions: dict[str, str]) -> lis
     for package, version in table.versions.items():
         if package in versions and versions[package] != version:
             found.append(f"measured with {package} {version}; here is {versions[package]}")
+    if table.adapted_from is not None:
+        there = table.adapted_from.device
+        found.append(
+            f"its costs were measured on {_named(there)} and scaled by "
+            f"{table.adapted_from.networks} networks timed here"
+        )
     if table.validation is None:
         found.append("never checked on networks that it had not seen; profile with --validate 20")
     return found

@@ -12,24 +12,24 @@ converters drop an addition of zeros and a multiplication by ones, which would f
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy import find_family, find_shape
 from hwnas.anatomy.dense import new_dense
-from hwnas.latency.measure import Inference
 from hwnas.latency.onnx_graphs import OnnxTemplate
 from hwnas.latency.openvino_graphs import OpenVinoTemplate
 from hwnas.latency.precision import group_for, quantized, random_rows
 from hwnas.latency.runtimes import (
+    check_length,
     export,
-    onnx_inference,
-    openvino_inference,
+    onnx_inferences,
+    openvino_inferences,
     random_feed,
     require,
-    torch_inference,
+    torch_inferences,
 )
+from hwnas.latency.session import Builder
 from hwnas.latency.target import Target
 from hwnas.latency.templates import variant_of
 from hwnas.subnetwork import Subnetwork
@@ -37,7 +37,6 @@ from hwnas.subnetwork import Subnetwork
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-Builder = Callable[[Subnetwork], Inference]
 _CALIBRATION = 4  # random rows that static quantization is calibrated on
 
 
@@ -49,24 +48,26 @@ def builder(config: PretrainedConfig, target: Target) -> Builder:
             lacks the target's device or precision.
     """
     require(target)
-    feed = random_feed(config, target)
+    check_length(config, target)
+    vocab = config.vocab_size
     if target.runtime == "torch":
-        return lambda subnetwork: torch_inference(random_model(config, subnetwork), target, feed)
+        return lambda subnetwork: torch_inferences(random_model(config, subnetwork), target, vocab)
     if target.runtime == "onnxruntime":
         onnx_template = template(config, target)
-        return lambda subnetwork: onnx_inference(
-            onnx_template.resized(subnetwork).SerializeToString(), target, feed
+        return lambda subnetwork: onnx_inferences(
+            onnx_template.resized(subnetwork).SerializeToString(), target, vocab
         )
     openvino_template = template(config, target)
-    return lambda subnetwork: openvino_inference(
-        openvino_template.resized(subnetwork), target, feed
+    return lambda subnetwork: openvino_inferences(
+        openvino_template.resized(subnetwork), target, vocab
     )
 
 
 def template(config: PretrainedConfig, target: Target) -> Any:
     """The `OpenVinoTemplate` or `OnnxTemplate` of a model of this config, in its precision."""
     full = Subnetwork.full(find_shape(config))
-    variant = Subnetwork(tuple(variant_of(block) for block in full.blocks))
+    group = find_shape(config).group
+    variant = Subnetwork(tuple(variant_of(block, group) for block in full.blocks))
     model = random_model(config, full)
     paths = {module: path for path, module in model.named_modules()}
     blocks = [paths[block] for block in find_family(config).blocks(model)]
@@ -91,9 +92,15 @@ def exported_graph(model: PreTrainedModel, target: Target) -> Any:
             core = openvino.Core()
             core.set_property({"ENABLE_MMAP": False})
             graph = core.read_model(Path(folder) / "openvino_model.xml")
-    rows = random_rows(random_feed(model.config, target), model.config.vocab_size, _CALIBRATION)
+    vocab = model.config.vocab_size
+    rows = list(random_rows(random_feed(target, vocab), vocab, _CALIBRATION))
+    if target.runtime == "openvino":
+        names = {name for port in graph.inputs for name in port.get_names()}
+    else:
+        names = {port.name for port in graph.graph.input}
+    rows = [{name: row[name] for name in row if name in names} for row in rows]
     group = group_for(find_shape(model.config))
-    return quantized(graph, target.runtime, target.precision, list(rows), group)
+    return quantized(graph, target.runtime, target.precision, rows, group)
 
 
 def random_model(config: PretrainedConfig, subnetwork: Subnetwork) -> PreTrainedModel:

@@ -9,17 +9,22 @@ that the process used is what it takes when it has its processor to itself. Wher
 that is steadier than wall time by a factor of ten; on a quiet machine the two are equal. With more
 threads, or a GPU, the waiting of one for another is part of the latency, and wall time is taken.
 
+A percentile is of single inferences, slow ones and all, so for it inferences are timed one by one
+by wall time, and each is set beside the references around it like the ratios.
+
 Assumptions: the runtime's computing threads are the process's own, and nothing else in this
 process computes meanwhile.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +37,7 @@ PAIRS = 15
 _BURST_MS = 2.0  # shorter inferences are repeated until a sample takes as long, far above the timer
 _WARM_RUNS = (3, 20)  # at least, at most
 _STEADY = 0.1  # warm when a run differs from the fastest so far by less
+_P95_PAIRS = 4  # times as many pairs for a percentile as for a median
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,13 @@ class Paired:
     p90_ms: float
     reference_ms: float  # the reference's median in the same minutes
     samples: int  # pairs
+    times: tuple[float, ...] = ()  # the candidate's, ms, the drift between pairs taken out
+    reference_times: tuple[float, ...] = ()  # likewise the reference's
 
 
 def clock_of(target: Target) -> Clock:
     """The clock that is right for the target, see the module's docstring."""
-    alone = target.device == "cpu" and target.threads == 1
+    alone = target.device == "cpu" and target.threads == 1 and target.statistic == "median"
     return time.process_time if alone else time.perf_counter
 
 
@@ -59,51 +67,182 @@ def time_pairs(
     *,
     pairs: int = PAIRS,
     clock: Clock = time.perf_counter,
+    bursts: bool = True,
 ) -> Paired:
     """Time `candidate` between runs of `reference`, `pairs` times.
 
     Args:
         clock: `clock_of(target)`; by default wall time.
+        bursts: whether a sample may be the mean of several short inferences.
 
     Raises:
         ValueError: fewer than one pair.
     """
     if pairs < 1:
         raise ValueError(f"pairs={pairs}: at least one is needed")
-    repeats = _burst(_warm_up(candidate, clock))
-    reference_repeats = _burst(_warm_up(reference, clock))
-    before = _sample(reference, reference_repeats, clock)
-    times, references, ratios = [], [before], []
+    repeats, reference_repeats = (
+        _burst(took) if bursts else 1
+        for took in (_warm_up(candidate, clock), _warm_up(reference, clock))
+    )
+    mine, others = [], [_sample(reference, reference_repeats, clock)]
     for _ in range(pairs):
-        mine = _sample(candidate, repeats, clock)
-        after = _sample(reference, reference_repeats, clock)
-        ratios.append(2 * mine / (before + after))
-        times.append(mine)
-        references.append(after)
-        before = after
+        mine.append(_sample(candidate, repeats, clock))
+        others.append(_sample(reference, reference_repeats, clock))
+    times, references = np.array(mine), np.array(others)
+    ratios = 2 * times / (references[:-1] + references[1:])
     low, ratio, high = np.percentile(ratios, (25, 50, 75))
     p10, median, p90 = np.percentile(times, (10, 50, 90))
+    reference_ms = float(np.median(references))
+    # a reference beside its neighbours, as the candidate is
+    alone = references[1:-1] / ((references[:-2] + references[2:]) / 2) if pairs > 1 else np.ones(1)
     return Paired(
         ratio=float(ratio),
         ratio_spread=float(high - low) / 2,
         ms=float(median),
         p10_ms=float(p10),
         p90_ms=float(p90),
-        reference_ms=float(np.median(references)),
+        reference_ms=reference_ms,
         samples=pairs,
+        times=tuple(float(x) for x in ratios * reference_ms),
+        reference_times=tuple(float(x) for x in alone * reference_ms),
     )
 
 
-def in_turns(inferences: Sequence[Inference]) -> Inference:
-    """One inference that is each of these in turn, all of them run once.
+def time_at_lengths(
+    candidate: Sequence[Inference], reference: Sequence[Inference], target: Target, pairs: int
+) -> tuple[Paired, ...]:
+    """`time_pairs` at each of the target's lengths, with the clock that is right for it.
+
+    Args:
+        candidate: an inference for each of `target.points`.
+        reference: likewise.
+        pairs: at each length; where the statistic is a percentile, four times as many.
+    """
+    single = target.statistic != "median"
+    return tuple(
+        time_pairs(
+            mine,
+            other,
+            pairs=pairs * _P95_PAIRS if single else pairs,
+            clock=clock_of(target),
+            bursts=not single,
+        )
+        for mine, other in zip(candidate, reference, strict=True)
+    )
+
+
+def as_stated(points: Sequence[Paired], target: Target) -> Paired:
+    """What was measured at each length, as one pair of the target's statistic over its mix.
+
+    The median of a mix is the mean of the lengths' medians, by their shares; its 95th percentile is
+    that of single requests, of whatever length.
+    """
+    if target.statistic == "median" and len(points) == 1:
+        return points[0]
+    each = [share for _, share in target.points]
+    shares = np.array(each)
+    first = points[0]
+    if target.statistic == "median":
+        reference_ms = float(shares @ [p.reference_ms for p in points])
+        ms = float(shares @ [p.ratio * p.reference_ms for p in points])
+    else:
+        ms = quantile([p.times for p in points], each, 0.95)
+        reference_ms = quantile([p.reference_times for p in points], each, 0.95)
+    scale = ms / first.ms
+    return replace(
+        first,
+        ratio=ms / reference_ms,
+        ratio_spread=float(shares @ [p.ratio_spread for p in points]),
+        ms=ms,
+        p10_ms=first.p10_ms * scale,
+        p90_ms=first.p90_ms * scale,
+        reference_ms=reference_ms,
+    )
+
+
+def quantile(samples: Sequence[Sequence[float]], shares: Sequence[float], at: float) -> float:
+    """The quantile `at` of a mix of samples, group `i` weighing `shares[i]` as a whole."""
+    values = np.concatenate([np.asarray(group, dtype=np.float64) for group in samples])
+    weights = np.concatenate(
+        [
+            np.full(len(group), share / len(group))
+            for group, share in zip(samples, shares, strict=True)
+        ]
+    )
+    order = np.argsort(values)
+    weights = weights[order]
+    middles = (np.cumsum(weights) - weights / 2) / weights.sum()
+    return float(np.interp(at, middles, values[order]))
+
+
+class Turns:
+    """One inference that is each of several in turn; all are run once when it is made.
 
     Where in memory a compiled network happens to lie makes it faster or slower by a few per cent,
     for as long as it lives. A network that matters is compiled several times, and they take turns.
     """
-    for infer in inferences:
-        infer()
-    turns = itertools.cycle(inferences)
-    return lambda: next(turns)()
+
+    def __init__(self, inferences: Sequence[Inference]) -> None:
+        self._inferences = list(inferences)
+        self._next = 0
+        self.prepare()
+        for infer in self._inferences:
+            infer()
+
+    def __call__(self) -> object:
+        self._next = (self._next + 1) % len(self._inferences)
+        return self._inferences[self._next]()
+
+    def prepare(self) -> None:
+        """Prepare each of them, see `prepare`."""
+        for infer in self._inferences:
+            prepare(infer)
+
+
+def prepare(inference: Inference) -> None:
+    """What an inference needs before it is timed, if anything: a cache of the right length."""
+    ready = getattr(inference, "prepare", None)
+    if ready is not None:
+        ready()
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Keep this process on as many processors as it computes with, the least busy ones.
+
+    Nothing happens where the system does not let it, or where there are no more processors.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    if threads >= len(allowed):
+        yield
+        return
+    before = _busy()
+    time.sleep(0.2)
+    after = _busy()
+    busy = {cpu: after.get(cpu, 0) - before.get(cpu, 0) for cpu in allowed}
+    os.sched_setaffinity(0, sorted(allowed, key=lambda cpu: (busy[cpu], -cpu))[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _busy() -> dict[int, int]:
+    """Clock ticks that each processor has worked, by /proc/stat; empty where there is none."""
+    try:
+        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    found = {}
+    for line in lines:
+        name, *fields = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            ticks = [int(field) for field in fields]
+            found[int(name.removeprefix("cpu"))] = sum(ticks) - ticks[3] - ticks[4]  # idle, iowait
+    return found
 
 
 def confirmed(measure: Callable[[], Paired], limit: float) -> Paired:
@@ -137,6 +276,7 @@ def _burst(ms: float) -> int:
 
 def _sample(inference: Inference, repeats: int, clock: Clock) -> float:
     """Milliseconds of one inference, mean over a burst of `repeats`."""
+    prepare(inference)
     start = clock()
     for _ in range(repeats):
         inference()

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
+# what a block ends with: a normalisation, in whichever operations, or the sum before it
+_RESULTS = ("Add", "LayerNormalization", "SkipLayerNormalization", "Mul")
+
 
 class OnnxTemplate:
     """The full model's graph, and what in it follows the widths of its blocks."""
@@ -27,6 +30,7 @@ class OnnxTemplate:
         self.full = full
         self._scopes = [f"{_scope(path)}/" for path in blocks]
         self.elastic = list(self._compare(variant, other))
+        self._cached = self._caches(variant)
 
     def resized(self, subnetwork: Subnetwork) -> Any:
         """A copy of the model for the subnetwork: widths changed, its other blocks left out."""
@@ -49,6 +53,15 @@ class OnnxTemplate:
                 )
                 tensor.CopyFrom(onnx.numpy_helper.from_array(resized, tensor.name))
                 done.add(name)
+        for values in (graph.input, graph.output):
+            for value in list(values):
+                block = self._cached.get(value.name)
+                if block is not None and block >= len(kept):
+                    values.remove(value)
+                elif block is not None:
+                    shape = value.type.tensor_type.shape
+                    heads = shape.dim[1].dim_value * kept[block].heads
+                    shape.dim[1].dim_value = heads // self.full.blocks[block].heads
         if len(kept) < len(self._scopes):
             last, end = (self._result(graph, self._scopes[i]) for i in (len(kept) - 1, -1))
             for node in graph.node:
@@ -88,11 +101,41 @@ class OnnxTemplate:
             ahead += [user for user in self.proto.graph.node if made.intersection(user.input)]
         raise HwnasError(f"{ahead[0].name} is elastic but in no block")
 
+    def _caches(self, variant: Any) -> dict[str, int]:
+        """Inputs and outputs that are the keys and values of a block, with the block's index.
+
+        They are those whose second axis, the KV heads, differs in the variant.
+        """
+        graph, other = self.proto.graph, variant.graph
+        found = {}
+        for ours, theirs in ((graph.input, other.input), (graph.output, other.output)):
+            for value, twin in zip(ours, theirs, strict=True):
+                sides = [v.type.tensor_type.shape.dim for v in (value, twin)]
+                if len(sides[0]) > 1 and sides[0][1].dim_value != sides[1][1].dim_value:
+                    node = next(
+                        n for n in graph.node if value.name in n.input or value.name in n.output
+                    )
+                    found[value.name] = self._block_of(node)
+        return found
+
     def _result(self, graph: Any, scope: str) -> str:
-        """The one value of a block that nodes outside the block use."""
-        made = {o for node in graph.node if node.name.startswith(scope) for o in node.output}
-        outside = (node for node in graph.node if not node.name.startswith(scope))
-        return str(next(name for node in outside for name in node.input if name in made))
+        """A block's result, which nodes outside the block use: the last sum that it makes.
+
+        Caches, which others use as well, are concatenations.
+        """
+        outside = {
+            name for node in graph.node if not node.name.startswith(scope) for name in node.input
+        }
+        made = [
+            output
+            for node in graph.node
+            if node.name.startswith(scope) and node.op_type in _RESULTS
+            for output in node.output
+            if output in outside
+        ]
+        if not made:
+            raise HwnasError(f"nothing outside {scope} uses its result")
+        return str(made[-1])
 
 
 def _constants(graph: Any) -> dict[str, Any]:

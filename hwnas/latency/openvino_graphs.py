@@ -10,12 +10,14 @@ import numpy as np
 
 from hwnas.errors import HwnasError
 from hwnas.latency.templates import ElasticConstant, rules_between, same_size
-from hwnas.subnetwork import Subnetwork
+from hwnas.subnetwork import Block, Subnetwork
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
+
+_RANK = 3  # of what goes from block to block
 
 
 class OpenVinoTemplate:
@@ -37,8 +39,14 @@ class OpenVinoTemplate:
         """
         self.graph = graph
         self.full = full
-        self._scopes = [f"__module.{path}." for path in blocks]
+        self._scopes = [f"__module.{path}" for path in blocks]
         self.elastic = list(self._compare(variant, other))
+        self._borrowed = list(self._shapes_of_others(variant, other))
+        # cache of keys or values -> its block
+        self._cached = {
+            sink.get_friendly_name(): self._block_of(sink.input_value(0).get_node())
+            for sink in graph.get_sinks()
+        }
 
     def resized(self, subnetwork: Subnetwork) -> Any:
         """A copy of the graph for the subnetwork: widths changed, its other blocks left out."""
@@ -52,8 +60,19 @@ class OpenVinoTemplate:
                 widths = kept[constant.block], self.full.blocks[constant.block]
                 resized = constant.resized(_array(source), *widths)
                 port.replace_source_output(_constant(resized, source))
+        for borrowed in self._borrowed:
+            if borrowed.block < len(kept) and kept[borrowed.block].heads != kept[0].heads:
+                widths = kept[borrowed.block], self.full.blocks[borrowed.block]
+                _lend(operations[borrowed.consumer].input(borrowed.port), borrowed, *widths)
         if len(kept) < len(self._scopes):
             self._cut(operations, len(kept))
+        for sink in graph.get_sinks():  # the caches of keys and values
+            block = self._cached.get(sink.get_friendly_name())
+            if block is not None and block >= len(kept):
+                graph.remove_sink(sink)
+                graph.remove_variable(graph.get_variable_by_id(sink.get_variable_id()))
+            elif block is not None:
+                self._resize_cache(graph, sink, kept[block], self.full.blocks[block])
         graph.validate_nodes_and_infer_types()
         return graph
 
@@ -74,17 +93,62 @@ class OpenVinoTemplate:
                 entries, rules = rules_between(array, twins, *widths)
                 yield ElasticConstant(op.get_friendly_name(), port, block, entries, rules)
 
+    def _shapes_of_others(self, variant: Any, other: Subnetwork) -> Iterator[ElasticConstant]:
+        """Shapes that a block takes from another block, and which of their entries follow widths.
+
+        The converter makes one of all shapes that are alike, and those of blocks whose keys and
+        values are shared by several query heads are, as long as all blocks have as many.
+        """
+        for op, twin in zip(self.graph.get_ordered_ops(), variant.get_ordered_ops(), strict=True):
+            if op.get_type_name() != "Broadcast":
+                continue
+            block = self._scope_of(op.get_friendly_name())
+            source = op.input_value(1).get_node()
+            if block is None or self._scope_of(source.get_friendly_name()) in (None, block):
+                continue
+            sizes = (
+                [
+                    axis.get_length() if axis.is_static else 0
+                    for axis in o.get_output_partial_shape(0)
+                ]
+                for o in (op, twin)
+            )
+            rules = rules_between(
+                *(np.array(s, np.int64) for s in sizes),
+                self.full.blocks[block],
+                other.blocks[block],
+            )[1]
+            if rules:
+                yield ElasticConstant(op.get_friendly_name(), 1, block, True, rules)
+
+    def _scope_of(self, name: str) -> int | None:
+        """The block in which an operation stands by its name."""
+        return next((i for i, scope in enumerate(self._scopes) if _within(name, scope)), None)
+
     def _block_of(self, operation: Any) -> int:
         """The block that the operation belongs to: its own, or that of what it leads to."""
         ahead = deque([operation])
         while ahead:
             op = ahead.popleft()
-            name = op.get_friendly_name()
-            for block, scope in enumerate(self._scopes):
-                if name.startswith(scope):
-                    return block
+            block = self._scope_of(op.get_friendly_name())
+            if block is not None:
+                return block
             ahead.extend(p.get_node() for out in op.outputs() for p in out.get_target_inputs())
         raise HwnasError(f"{operation.get_friendly_name()} is elastic but in no block")
+
+    def _resize_cache(self, graph: Any, sink: Any, block: Block, full: Block) -> None:
+        """Give a block's cache `(batch, KV heads, tokens, head size)` the block's heads."""
+        from openvino.op.util import VariableInfo
+
+        variable = graph.get_variable_by_id(sink.get_variable_id())
+        old = variable.get_info()
+        new = VariableInfo()
+        new.variable_id, new.data_type = old.variable_id, old.data_type
+        shape = old.data_shape
+        heads = shape[1].get_length() * block.heads // full.heads
+        shape[1] = heads
+        new.data_shape = shape
+        variable.update(new)
 
     def _cut(self, operations: dict[str, Any], kept: int) -> None:
         """Lead the last kept block's result to where the last block's went."""
@@ -93,20 +157,53 @@ class OpenVinoTemplate:
             port.replace_source_output(last)
 
     def _result(self, operations: dict[str, Any], scope: str) -> Any:
-        """The one value of a block that operations outside the block use, before quantization."""
+        """A block's result `(batch, seq, hidden)`, which operations outside the block use.
+
+        Before quantization; masks, positions and caches that others use are of another shape.
+        """
 
         def leaves(port: Any) -> bool:
             user = port.get_node()
             if user.get_type_name() == "FakeQuantize":
                 return any(leaves(p) for out in user.outputs() for p in out.get_target_inputs())
-            return not user.get_friendly_name().startswith(scope)
+            return not _within(user.get_friendly_name(), scope)
 
+        found = None  # the last one: what a block begins with may be used outside as well
         for name, op in operations.items():
-            if name.startswith(scope) and op.get_type_name() != "FakeQuantize":
+            if _within(name, scope) and op.get_type_name() != "FakeQuantize":
                 for output in op.outputs():
-                    if any(leaves(port) for port in output.get_target_inputs()):
-                        return output
+                    shape = output.get_partial_shape()
+                    of_tokens = (
+                        shape.rank.is_static and len(shape) == _RANK and shape[_RANK - 1].is_static
+                    )
+                    if of_tokens and any(leaves(port) for port in output.get_target_inputs()):
+                        found = output
+        if found is not None:
+            return found
         raise HwnasError(f"nothing outside {scope} uses its result")
+
+
+def _within(name: str, scope: str) -> bool:
+    """Whether an operation's name says that it is of the module `scope`, or in it."""
+    return name.startswith((f"{scope}.", f"{scope}/"))
+
+
+def _lend(port: Any, borrowed: ElasticConstant, block: Block, full: Block) -> None:
+    """Replace a shape that was another block's by one with the block's own sizes."""
+    from openvino import opset13 as ops
+
+    own = {rule.at: rule.for_block(block, full) for rule in borrowed.rules}
+    others = port.get_source_output()
+    rank = others.get_shape()[0]
+    axis = ops.constant(np.int64(0))
+    kind = others.get_element_type().to_dtype()
+    parts = [
+        ops.constant(np.array([own[at]], kind))
+        if at in own
+        else ops.gather(others, ops.constant(np.array([at], np.int64)), axis)
+        for at in range(rank)
+    ]
+    port.replace_source_output(ops.concat(parts, 0).output(0))
 
 
 def _packed(constant: Any) -> bool:

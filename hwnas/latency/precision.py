@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from hwnas.anatomy import Shape
 
-    Feed = dict[str, npt.NDArray[np.int64]]
+    Feed = dict[str, npt.NDArray[np.integer[Any]]]
 
 _GROUP = 32  # weights that share a scale where they have 4 bits, at most
 

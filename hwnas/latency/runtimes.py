@@ -1,11 +1,17 @@
 """One inference of a graph through the runtime that will serve it, ready to be timed.
 
-OpenVINO, ONNX Runtime and torch, on the CPU or a GPU, each with the target's threads, shape and
-precision. An inference returns when its result is there: on a GPU it waits for the device.
+OpenVINO, ONNX Runtime and torch, on the CPU or a GPU, each with the target's threads and precision,
+and an inference for each of its lengths out of one compilation, as a server has them. An inference
+returns when its result is there: on a GPU it waits for the device.
+
+Language models keep the keys and values of the tokens before. To decode at a stated cache length,
+ONNX Runtime is handed a cache of that length every time; OpenVINO's and torch's caches grow with
+each token, and are brought back before they have grown by an eighth (`measure.prepare`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel
 
-Feed = dict[str, "npt.NDArray[np.int64]"]  # input name -> (batch, seq)
+Feed = dict[str, "npt.NDArray[np.integer[Any]]"]  # input name -> values
 
 
 def require(target: Target) -> None:
@@ -58,8 +64,8 @@ def gpu_names(target: Target) -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-def load_for_timing(folder: Path, target: Target) -> Inference:
-    """The inference of an exported folder: OpenVINO's, ONNX's, or a dense torch model's.
+def load_for_timing(folder: Path, target: Target) -> list[Inference]:
+    """An exported folder's inference at each length: OpenVINO's, ONNX's, or a dense torch model's.
 
     Raises:
         UserError: the folder holds no model for the target's runtime, or its longest sequence is
@@ -75,37 +81,53 @@ def load_for_timing(folder: Path, target: Target) -> Inference:
     for needed in (name, "config.json"):
         if not (folder / needed).is_file():
             raise UserError(f"{folder / needed}: no such file; {target} needs it")
-    feed = random_feed(AutoConfig.from_pretrained(folder), target)
+    config = AutoConfig.from_pretrained(folder)
+    check_length(config, target)
+    vocab = config.vocab_size
     if target.runtime == "openvino":
         import openvino
 
-        return openvino_inference(openvino.Core().read_model(folder / name), target, feed)
+        return openvino_inferences(openvino.Core().read_model(folder / name), target, vocab)
     if target.runtime == "onnxruntime":
-        return onnx_inference(str(folder / name), target, feed)
+        return onnx_inferences(str(folder / name), target, vocab)
     from hwnas.models import load
 
-    return torch_inference(load(folder), target, feed)
+    return torch_inferences(load(folder), target, vocab)
 
 
-def random_feed(config: Any, target: Target) -> Feed:
-    """Random token ids of the whole vocabulary and full masks, each `(batch, seq)`.
-
-    Raises:
-        UserError: the model reads no sequences that long.
-    """
+def check_length(config: Any, target: Target) -> None:
+    """Raise `UserError` if the model reads no sequences as long as the target's."""
     longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and target.seq > longest:
-        raise UserError(f"target {target}: seq={target.seq}, the model reads at most {longest}")
+    tokens = target.cache + target.seq
+    if longest is not None and tokens > longest:
+        raise UserError(
+            f"target {target}: {target.axis}={getattr(target, target.axis)}, "
+            f"the model reads at most {longest} tokens"
+        )
+
+
+def random_feed(target: Target, vocab: int) -> Feed:
+    """Random token ids of the whole vocabulary after a cache of `target.cache` others.
+
+    Args:
+        target: of one length.
+
+    Returns:
+        Every input that a model may have: `(batch, seq)`, the mask `(batch, cache + seq)`.
+    """
     shape = (target.batch, target.seq)
+    positions = np.arange(target.cache, target.cache + target.seq)
     return {
-        "input_ids": np.random.default_rng(0).integers(0, config.vocab_size, shape),
-        "attention_mask": np.ones(shape, np.int64),
+        "input_ids": np.random.default_rng(0).integers(0, vocab, shape),
+        "attention_mask": np.ones((target.batch, target.cache + target.seq), np.int64),
         "token_type_ids": np.zeros(shape, np.int64),
+        "position_ids": np.broadcast_to(positions, shape).astype(np.int64),
+        "beam_idx": np.arange(target.batch, dtype=np.int32),
     }
 
 
-def openvino_inference(graph: Any, target: Target, feed: Feed) -> Inference:
-    """Compile an `openvino.Model` for the target, with one stream.
+def openvino_inferences(graph: Any, target: Target, vocab: int) -> list[Inference]:
+    """Compile an `openvino.Model` for the target, with one stream; a request for each length.
 
     Raises:
         UserError: the machine lacks the device or the precision.
@@ -121,13 +143,64 @@ def openvino_inference(graph: Any, target: Target, feed: Feed) -> Inference:
     if target.device == "cpu":
         settings["INFERENCE_NUM_THREADS"] = target.threads
     compiled = openvino.Core().compile_model(graph, target.device.upper(), settings)
-    request = compiled.create_infer_request()
+    inferences: list[Inference] = []
+    for point, _ in target.points:
+        if point.phase == "decode":
+            inferences.append(_OpenVinoDecoding(compiled.create_infer_request(), point, vocab))
+            continue
+        request = _fed(compiled.create_infer_request(), random_feed(point, vocab))
+        inferences.append(request.infer if point.phase == "encode" else _Prefill(request))
+    return inferences
+
+
+def _fed(request: Any, feed: Feed) -> Any:
+    """The request with its inputs set."""
+    import openvino
+
     for port in request.model_inputs:
-        request.set_tensor(port, openvino.Tensor(feed[port.get_any_name()]))
-    return request.infer  # type: ignore[no-any-return]
+        request.set_tensor(port, openvino.Tensor(np.ascontiguousarray(feed[port.get_any_name()])))
+    return request
 
 
-def onnx_inference(model: str | bytes, target: Target, feed: Feed) -> Inference:
+class _Prefill:
+    """Reading a prompt with OpenVINO: each starts with an empty cache."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def __call__(self) -> object:
+        self._request.reset_state()
+        return self._request.infer()
+
+
+class _OpenVinoDecoding:
+    """One token more with OpenVINO, after `target.cache` others and those of the calls before."""
+
+    def __init__(self, request: Any, target: Target, vocab: int) -> None:
+        self._request, self._target, self._vocab = request, target, vocab
+        self._most = target.cache + max(8, target.cache // 8)
+        self._tokens = -1  # in the cache; none yet
+
+    def prepare(self) -> None:
+        """Bring the cache back to the target's length if it has grown too far."""
+        if 0 <= self._tokens < self._most:
+            return
+        self._request.reset_state()
+        prompt = replace(self._target, seq=self._target.cache, cache=0)
+        _fed(self._request, random_feed(prompt, self._vocab)).infer()
+        self._tokens = self._target.cache
+        self._feed = random_feed(self._target, self._vocab)
+
+    def __call__(self) -> object:
+        if self._tokens < 0:
+            self.prepare()
+        self._tokens += 1
+        self._feed["attention_mask"] = np.ones((self._target.batch, self._tokens), np.int64)
+        self._feed["position_ids"][:] = self._tokens - 1
+        return _fed(self._request, self._feed).infer()
+
+
+def onnx_inferences(model: str | bytes, target: Target, vocab: int) -> list[Inference]:
     """A session of ONNX Runtime, all graph optimizations on, from a path or serialized model.
 
     Raises:
@@ -143,12 +216,27 @@ def onnx_inference(model: str | bytes, target: Target, feed: Feed) -> Inference:
     first = ["CUDAExecutionProvider"] if target.device == "cuda" else []
     providers = [*first, "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(model, options, providers=providers)
-    inputs = {port.name: feed[port.name] for port in session.get_inputs()}
-    return lambda: session.run(None, inputs)
+
+    def at(point: Target) -> Inference:
+        feed = random_feed(point, vocab)
+        inputs = {
+            port.name: _cache_of(port, point) if "past" in port.name else feed[port.name]
+            for port in session.get_inputs()
+        }
+        return lambda: session.run(None, inputs)
+
+    return [at(point) for point, _ in target.points]
 
 
-def torch_inference(model: PreTrainedModel, target: Target, feed: Feed) -> Inference:
-    """A plain forward without gradients, with the target's number of threads.
+def _cache_of(port: Any, target: Target) -> npt.NDArray[np.float32]:
+    """Random keys or values `(batch, KV heads, cache, head size)` for an input of a session."""
+    _, heads, _, size = port.shape
+    shape = (target.batch, heads, target.cache, size)
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def torch_inferences(model: PreTrainedModel, target: Target, vocab: int) -> list[Inference]:
+    """Plain forwards without gradients, with the target's number of threads.
 
     The model is moved to the target's device and precision.
 
@@ -160,33 +248,64 @@ def torch_inference(model: PreTrainedModel, target: Target, feed: Feed) -> Infer
     require(target)
     kind = torch.bfloat16 if target.precision == "bf16" else torch.float32
     model.eval().to(device=target.device, dtype=kind)
-    inputs = {name: torch.from_numpy(ids).to(target.device) for name, ids in feed.items()}
 
-    @torch.inference_mode()
-    def infer() -> object:
-        before = torch.get_num_threads()
-        torch.set_num_threads(target.threads)
-        try:
-            answer = model(**inputs)
-            if target.device == "cuda":
-                torch.cuda.synchronize()
-            return answer
-        finally:
-            torch.set_num_threads(before)
+    def at(point: Target) -> Inference:
+        feed = random_feed(point, vocab)
+        known = ["input_ids", "attention_mask"]
+        known += ["token_type_ids"] if point.phase == "encode" else ["position_ids"]
+        inputs: dict[str, Any] = {
+            name: torch.from_numpy(feed[name]).to(target.device) for name in known
+        }
+        if point.phase == "decode":
+            inputs["past_key_values"] = _torch_cache(model, point, vocab)
 
-    return infer
+        @torch.inference_mode()
+        def infer() -> object:
+            before = torch.get_num_threads()
+            torch.set_num_threads(target.threads)
+            try:
+                if point.phase == "decode":
+                    inputs["past_key_values"].crop(point.cache)
+                answer = model(**inputs)
+                if target.device == "cuda":
+                    torch.cuda.synchronize()
+                return answer
+            finally:
+                torch.set_num_threads(before)
+
+        return infer
+
+    return [at(point) for point, _ in target.points]
+
+
+def _torch_cache(model: PreTrainedModel, target: Target, vocab: int) -> Any:
+    """The keys and values of `target.cache` random tokens."""
+    import torch
+
+    prompt = random_feed(replace(target, seq=target.cache, cache=0), vocab)
+    names = ("input_ids", "attention_mask", "position_ids")
+    with torch.inference_mode():
+        answer: Any = model(
+            **{name: torch.from_numpy(prompt[name]).to(target.device) for name in names},
+            use_cache=True,
+        )
+    return answer.past_key_values
 
 
 def export(model: PreTrainedModel, runtime: str, folder: Path) -> None:
-    """Optimum's export of a classifier for `runtime` into `folder`, without tokenizer."""
+    """Optimum's export for `runtime` into `folder`, without tokenizer; a decoder's with a cache."""
     import copy
     import logging
+
+    from hwnas.anatomy import find_family
 
     exported: Any = copy.deepcopy(model)
     # Optimum asks in which package the class was written, and knows none of ours
     base = next(c for c in type(model).__mro__ if c.__module__.startswith("transformers.models."))
     exported.__class__ = type(base.__name__, (type(model),), {"__module__": base.__module__})
     exported.config._name_or_path = ""  # else a tokenizer is looked for there
+    decoder = find_family(model.config).shape(model.config).decoder
+    task = find_family(model.config).task + ("-with-past" if decoder else "")
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -194,12 +313,10 @@ def export(model: PreTrainedModel, runtime: str, folder: Path) -> None:
         if runtime == "openvino":
             from optimum.exporters.openvino import export_from_model
 
-            export_from_model(exported, folder, task="text-classification", stateful=False)
+            export_from_model(exported, folder, task=task, stateful=decoder)
         else:
             from optimum.exporters.onnx import onnx_export_from_model
 
-            onnx_export_from_model(
-                exported, folder, task="text-classification", do_validation=False
-            )
+            onnx_export_from_model(exported, folder, task=task, do_validation=False)
     finally:
         logger.setLevel(level)

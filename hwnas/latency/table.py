@@ -1,22 +1,26 @@
 """The latency table: what a model's operators cost on one target, as a file that can be shared.
 
-A table belongs to the sizes of one model (hidden width, head size, blocks) and to one target. It
-says on which machine, with which versions and by which protocol it was measured, and how well it
-predicts whole subnetworks that it had not seen.
+A table belongs to the sizes of one model (hidden width, head size, blocks) and to one target, with
+the costs at each of the target's lengths. It says on which machine, with which versions and by
+which protocol it was measured, and how well it predicts whole subnetworks that it had not seen. Its
+JSON Schema is `latency_tables/schema.json`.
 """
 
 from __future__ import annotations
 
 import platform
 from contextlib import suppress
+from dataclasses import asdict, replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -27,13 +31,14 @@ from hwnas.anatomy import Shape
 from hwnas.errors import UserError
 from hwnas.files import read_model, write_json
 from hwnas.latency.checks import contradiction, doubts
-from hwnas.latency.predictor import Curve, LatencyPredictor
+from hwnas.latency.predictor import Curve, LatencyPredictor, weighted
 from hwnas.latency.target import Target
 from hwnas.subnetwork import Subnetwork
 
-SCHEMA_VERSION = 1  # that this module reads and writes
+SCHEMA_VERSION = 2  # that this module reads and writes
 Operator = Literal["fixed", "attention", "ffn"]
-_DIMS = {"fixed": [], "attention": ["heads"], "ffn": ["width"]}  # of each operator
+_WIDTH = {"fixed": (), "attention": ("heads",), "ffn": ("width",)}  # of each operator
+_SHARE_TOLERANCE = 0.001
 # packages that make and serve the measured graph, beside torch and transformers
 _PACKAGES = {
     "openvino": ("openvino", "optimum", "optimum-intel"),
@@ -57,6 +62,9 @@ class ModelSizes(Part):
     vocab: PositiveInt
     heads: tuple[PositiveInt, ...]  # of each block
     ffn: tuple[PositiveInt, ...]
+    group: PositiveInt = 1  # query heads that share a key-value head
+    gated: bool = False  # FFNs of three matrices
+    decoder: bool = False
 
     @model_validator(mode="after")
     def _one_each(self) -> ModelSizes:
@@ -69,14 +77,11 @@ class ModelSizes(Part):
 
     @classmethod
     def of(cls, shape: Shape) -> ModelSizes:
-        return cls(
-            family=shape.family,
-            hidden=shape.hidden,
-            head_size=shape.head_size,
-            vocab=shape.vocab,
-            heads=shape.heads,
-            ffn=shape.ffn,
-        )
+        return cls(**asdict(shape))
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(**dict(self))
 
     def __str__(self) -> str:
         return (
@@ -100,9 +105,13 @@ class Protocol(Part):
     """How times were taken."""
 
     pairs: PositiveInt  # candidate and reference in turns
+    networks: PositiveInt  # that were compiled and timed
     clock: Literal["process", "wall"]
     reference: str  # what each measurement is paired with
-    seconds: PositiveFloat  # the whole profile, validation left out
+    # half the distance between the quartiles of a network's pairs, as a share; median of networks
+    spread: NonNegativeFloat
+    seconds: PositiveFloat  # of measuring; exports and validation left out
+    warnings: tuple[str, ...] = ()  # the doctor's, of that machine at that time
 
 
 class Milliseconds(Part):
@@ -113,14 +122,26 @@ class Milliseconds(Part):
     p90: NonNegativeFloat
 
 
+class AtLength(Part):
+    """One of the lengths that requests have."""
+
+    tokens: PositiveInt  # of the sequence, or, to decode, in the cache
+    share: PositiveFloat  # of all requests
+    reference_ms: PositiveFloat  # median latency of the full model
+    # quantile of single inferences -> their time as a share of the median's; of percentiles only
+    quantiles: dict[str, PositiveFloat] | None = None
+
+
 class Entry(Part):
-    """The cost of one operator at one width."""
+    """The cost of one operator at one width and one length."""
 
     op: Operator
-    dims: dict[str, int]  # {"heads": 6} or {"width": 768}; none for what every subnetwork costs
+    # {"heads": 6, "seq": 64} or {"width": 768, "seq": 64}, with "cache" instead of "seq" to decode;
+    # no width for what every subnetwork costs
+    dims: dict[str, PositiveInt]
     ms: Milliseconds
-    ratio_to_reference: NonNegativeFloat
-    samples: PositiveInt  # timed inferences of the stacks that this width was measured in
+    ratio_to_reference: NonNegativeFloat  # share of the full model's latency at this length
+    samples: NonNegativeInt  # timed inferences of the networks in which a block has this width
 
 
 class ValidationRow(Part):
@@ -149,19 +170,31 @@ class Validation(Part):
     rows: tuple[ValidationRow, ...]
 
 
+class Adaptation(Part):
+    """Where the costs come from, if they were measured elsewhere and only scaled here."""
+
+    device: Device
+    target: str
+    versions: dict[str, str]
+    scales: dict[str, PositiveFloat]  # operator -> cost here over cost there
+    networks: PositiveInt  # that were timed here
+
+
 class LatencyTable(Part):
     """Operator costs of one model's sizes on one target."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model: ModelSizes
     target: str
     device: Device
     versions: dict[str, str]
     protocol: Protocol
-    reference_ms: PositiveFloat  # latency of the full model
+    reference_ms: PositiveFloat  # latency of the full model, as the target states latency
+    lengths: tuple[AtLength, ...]
     entries: tuple[Entry, ...]
     # nine of ten measurements are expected within this share of the predicted latency
     interval_90: NonNegativeFloat | None = None
+    adapted_from: Adaptation | None = None
     validation: Validation | None = None
 
     @field_validator("schema_version", mode="before")
@@ -184,25 +217,55 @@ class LatencyTable(Part):
 
     @model_validator(mode="after")
     def _complete(self) -> LatencyTable:
-        for entry in self.entries:
-            wanted = _DIMS[entry.op]
-            if list(entry.dims) != wanted or any(size <= 0 for size in entry.dims.values()):
-                raise ValueError(f"entries: {entry.op} with dims {entry.dims}, expected {wanted}")
-        if [entry.op for entry in self.entries].count("fixed") != 1:
-            raise ValueError("entries: exactly one of 'fixed' is needed; profile the device again")
-        widest = {"attention": max(self.model.heads), "ffn": max(self.model.ffn)}
-        for op, most in widest.items():
-            sizes = [size for e in self.entries if e.op == op for size in e.dims.values()]
-            if len(set(sizes)) < len(sizes):
-                raise ValueError(f"entries: a width of {op!r} is given twice")
-            if not sizes or max(sizes) < most:
+        target = Target.parse(self.target)
+        stated = [(length.tokens, length.share) for length in self.lengths]
+        if [tokens for tokens, _ in stated] != [length.tokens for length in target.lengths]:
+            raise ValueError(
+                f"lengths: of {', '.join(str(tokens) for tokens, _ in stated) or 'none'} tokens, "
+                f"the target is {target}"
+            )
+        for number, ((_, share), length) in enumerate(zip(stated, target.lengths, strict=True)):
+            if abs(share - length.share) > _SHARE_TOLERANCE:
                 raise ValueError(
-                    f"entries: none of {op!r} at the model's width {most}; profile the device again"
+                    f"lengths.{number}.share: {share:g}, the target says {length.share:g}"
                 )
+        for number, entry in enumerate(self.entries):
+            wanted = [*_WIDTH[entry.op], target.axis]
+            if sorted(entry.dims) != sorted(wanted):
+                raise ValueError(
+                    f"entries.{number}.dims: {entry.op} with {entry.dims}, expected {wanted}"
+                )
+            if entry.dims[target.axis] not in {tokens for tokens, _ in stated}:
+                raise ValueError(
+                    f"entries.{number}.dims.{target.axis}: {entry.dims[target.axis]}, which is "
+                    "none of lengths"
+                )
+        for tokens, _ in stated:
+            self._complete_at(tokens, target.axis)
         wrong = contradiction(self)
         if wrong is not None:
             raise ValueError(wrong)
         return self
+
+    def _complete_at(self, tokens: int, axis: str) -> None:
+        here = [entry for entry in self.entries if entry.dims[axis] == tokens]
+        at = f"at {axis} {tokens}"
+        if [entry.op for entry in here].count("fixed") != 1:
+            raise ValueError(
+                f"entries: exactly one of 'fixed' is needed {at}; profile the device again"
+            )
+        for op, dim, most in (
+            ("attention", "heads", max(self.model.heads)),
+            ("ffn", "width", max(self.model.ffn)),
+        ):
+            sizes = [entry.dims[dim] for entry in here if entry.op == op]
+            if len(set(sizes)) < len(sizes):
+                raise ValueError(f"entries: a width of {op!r} is given twice {at}")
+            if not sizes or max(sizes) < most:
+                raise ValueError(
+                    f"entries: none of {op!r} at the model's width {most} {at}; "
+                    "profile the device again"
+                )
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:
@@ -270,18 +333,73 @@ class LatencyTable(Part):
                 "profile this target or give the table's"
             )
 
-    def predictor(self) -> LatencyPredictor:
-        """The additive predictor on these costs."""
-        fixed = next(entry for entry in self.entries if entry.op == "fixed")
+    def predictor(self, confidence: float | None = None) -> LatencyPredictor:
+        """The additive predictor on these costs, of the latency as the target states it.
+
+        Args:
+            confidence: predict a latency that a measurement exceeds with a probability of
+                1 - `confidence` only, 0.5 to below 1; by default the most likely latency.
+
+        Raises:
+            UserError: the table has no interval to be confident by.
+        """
+        target = Target.parse(self.target)
+        at_each = [self.predictor_at(length.tokens) for length in self.lengths]
+        if target.statistic == "median":
+            mean = weighted(at_each, [length.share for length in self.lengths])
+        else:
+            number, factor = self._percentile_of(0.95)
+            mean = at_each[number].scaled(factor)
+        likely = replace(mean, baseline_ms=self.reference_ms)
+        return likely if confidence is None else likely.scaled(self.margin(confidence))
+
+    def margin(self, confidence: float) -> float:
+        """What a prediction is multiplied by, so that so many of the measurements are below.
+
+        Raises:
+            UserError: the table has no interval, or the confidence is none.
+        """
+        from scipy.stats import norm
+
+        if not 0.5 <= confidence < 1:
+            raise UserError(f"confidence {confidence:g}: expected 0.5 to below 1, such as 0.95")
+        if self.interval_90 is None:
+            raise UserError(
+                "latency table: it has no interval_90, so no confidence can be had; "
+                "profile the device again"
+            )
+        return 1 + self.interval_90 * float(norm.ppf(confidence) / norm.ppf(0.95))
+
+    def predictor_at(self, tokens: int) -> LatencyPredictor:
+        """The predictor of the median latency at one of the lengths."""
+        axis = Target.parse(self.target).axis
+        here = [entry for entry in self.entries if entry.dims[axis] == tokens]
+        reference = next(length for length in self.lengths if length.tokens == tokens)
+
+        def curve(op: Operator, dim: str) -> Curve:
+            return Curve.of({e.dims[dim]: e.ms.median for e in here if e.op == op})
+
         return LatencyPredictor(
-            fixed_ms=fixed.ms.median,
-            attention=self._curve("attention", "heads"),
-            ffn=self._curve("ffn", "width"),
-            baseline_ms=self.reference_ms,
+            fixed_ms=next(entry for entry in here if entry.op == "fixed").ms.median,
+            attention=curve("attention", "heads"),
+            ffn=curve("ffn", "width"),
+            baseline_ms=reference.reference_ms,
         )
 
-    def _curve(self, op: Operator, dim: str) -> Curve:
-        return Curve.of({e.dims[dim]: e.ms.median for e in self.entries if e.op == op})
+    def _percentile_of(self, at: float) -> tuple[int, float]:
+        """The length whose requests are at this quantile of all, and their time over the median's.
+
+        Longer requests take longer, so all requests stand in the order of their lengths.
+        """
+        before = 0.0
+        for number, length in enumerate(self.lengths):
+            if at <= before + length.share or number == len(self.lengths) - 1:
+                inside = min(1.0, (at - before) / length.share)
+                known = length.quantiles or {"0.5": 1.0}
+                at_quantiles = np.array(sorted((float(q), f) for q, f in known.items())).T
+                return number, float(np.interp(inside, *at_quantiles))
+            before += length.share
+        raise AssertionError("a target has a length")
 
 
 def describe_device() -> Device:

@@ -72,15 +72,19 @@ class ElasticConstant:
         return array
 
 
-def variant_of(full: Block) -> Block:
+def variant_of(full: Block, group: int = 1) -> Block:
     """A block of other widths, each changed by its own ratio.
 
-    Never of one head where the full one has more: converters write that in other operations.
+    Never of one KV group where the full one has more: converters write that in other operations.
+
+    Args:
+        group: query heads that share a key-value head.
 
     Raises:
         HwnasError: the block is too small to tell its widths apart.
     """
-    heads = {1: 1, 2: 4}.get(full.heads, full.heads - 1)
+    groups = full.heads // group
+    heads = group * {1: 1, 2: 4}.get(groups, groups - 1)
     for parts in (2, 4, 3):
         if full.ffn % parts == 0 and Fraction(1, parts) != Fraction(heads, full.heads):
             return Block(heads, full.ffn // parts)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import BertConfig
+from transformers import BertConfig, LlamaConfig
 
 from hwnas.latency.graphs import builder, exported_graph, random_model, template
+from hwnas.latency.measure import prepare
 from hwnas.latency.target import PRECISIONS, Target
 from hwnas.subnetwork import Subnetwork
 
@@ -36,9 +37,33 @@ TINY = BertConfig(
 )
 
 
+LLAMA = LlamaConfig(
+    vocab_size=120,
+    hidden_size=96,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=16,
+    max_position_embeddings=128,
+    tie_word_embeddings=True,
+)
+# exporters know one number of key-value heads only, so only such networks can be compared
+LLAMA_SUBNETWORKS = [
+    [[9, 64], [9, 64], [9, 64]],
+    [[6, 32], [6, 64], [6, 16]],
+    [[0, 0], [6, 48], [6, 64]],
+    [[9, 32], [0, 0], [0, 0]],
+]
+
+
+def config_for(target: Target) -> Any:
+    return TINY if target.phase == "encode" else LLAMA
+
+
 def exported(genome: list[list[int]], target: Target) -> Any:
     """The real export of a subnetwork."""
-    return exported_graph(random_model(TINY, Subnetwork.of(genome)), target)
+    return exported_graph(random_model(config_for(target), Subnetwork.of(genome)), target)
 
 
 TARGETS = [
@@ -53,12 +78,23 @@ TARGETS = [
 PAIRS = [
     (t, g) for t in TARGETS for g in (SUBNETWORKS if t.precision == "fp32" else SUBNETWORKS[2:])
 ]
+DECODERS = [
+    Target.parse(f"{runtime}:cpu:phase=decode,cache=16,precision={precision}")
+    for runtime in ("openvino", "onnxruntime")
+    for precision in PRECISIONS[runtime]
+    if precision not in ("bf16", "int8-static")
+]
+PAIRS += [
+    (t, g)
+    for t in DECODERS
+    for g in (LLAMA_SUBNETWORKS if t.precision == "fp32" else LLAMA_SUBNETWORKS[1:3])
+]
 
 
 @cache
 def full(target: Target) -> Any:
     """The template of the runtime and precision."""
-    return template(TINY, target)
+    return template(config_for(target), target)
 
 
 def openvino_operations(graph: Any) -> Counter[tuple[str, ...]]:
@@ -93,7 +129,7 @@ def onnx_operations(proto: Any) -> Iterator[tuple[Any, ...]]:
             if attribute.name == "value"
         ]
         # what stands in no module is numbered throughout
-        name = re.sub(r"^(Constant|onnx::MatMul)_\d+", r"\1", node.name)
+        name = re.sub(r"^(Constant|onnx::MatMul|Transpose|Identity)_\d+", r"\1", node.name)
         yield name, node.op_type, weights, values
 
 
@@ -114,7 +150,35 @@ def test_resized_graph_is_the_real_export(target: Target, genome: list[list[int]
 def test_every_subnetwork_runs(target: Target) -> None:
     build = builder(TINY, replace(target, batch=2))
     for genome in SUBNETWORKS:
-        answer: Any = build(Subnetwork.of(genome))()
+        (infer,) = build(Subnetwork.of(genome))
+        answer: Any = infer()
         logits = answer.logits.numpy() if target.runtime == "torch" else answer[0]
         assert logits.shape == (2, 3)
         assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("phase", ["phase=decode,cache=16/32", "phase=prefill,seq=16"])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
+def test_every_subnetwork_of_a_decoder_runs(runtime: str, phase: str) -> None:
+    target = Target.parse(f"{runtime}:cpu:batch=2,{phase}")
+    build = builder(LLAMA, target)
+    for genome in (*LLAMA_SUBNETWORKS, [[6, 32], [9, 64], [3, 16]], [[9, 32], [0, 0], [6, 64]]):
+        for infer, (point, _) in zip(build(Subnetwork.of(genome)), target.points, strict=True):
+            prepare(infer)
+            for _ in range(2):
+                answer: Any = infer()
+                logits = answer.logits.numpy() if runtime == "torch" else answer[0]
+                assert logits.shape == (2, point.seq, 120)
+                assert np.isfinite(logits).all()
+
+
+def test_cache_of_a_resized_decoder_is_its_own() -> None:
+    """The template's and other copies' caches stay as they are."""
+    target = Target.parse("openvino:cpu:phase=decode,cache=16")
+    original = full(target)
+    narrow = original.resized(Subnetwork.of([[3, 64], [6, 64], [0, 0]]))
+    heads = {v.get_info().data_shape[1].get_length() for v in original.graph.get_variables()}
+    assert heads == {3}
+    found = sorted(v.get_info().data_shape[1].get_length() for v in narrow.get_variables())
+    assert found == [1, 1, 2, 2]  # keys and values of two blocks
+    assert len(narrow.get_sinks()) == 4

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
 
 from hwnas.latency.measure import (
     Paired,
+    Turns,
+    as_stated,
     clock_of,
     confirmed,
-    in_turns,
+    pinned,
+    quantile,
     time_pairs,
 )
 from hwnas.latency.target import Target
@@ -75,15 +79,64 @@ def test_processor_time_where_one_thread_computes() -> None:
     assert clock_of(Target(threads=1)) is time.process_time
     assert clock_of(Target(threads=2)) is time.perf_counter
     assert clock_of(Target("torch", "cuda")) is time.perf_counter
+    assert clock_of(Target(statistic="p95")) is time.perf_counter
 
 
 def test_compilations_take_turns() -> None:
     ran: list[int] = []
-    infer = in_turns([lambda i=i: ran.append(i) for i in range(3)])  # type: ignore[misc]
+    infer = Turns([lambda i=i: ran.append(i) for i in range(3)])  # type: ignore[misc]
     assert ran == [0, 1, 2]  # each is warm before it counts
     for _ in range(4):
         infer()
-    assert ran[3:] == [0, 1, 2, 0]
+    assert ran[3:] == [1, 2, 0, 1]
+
+
+def test_what_an_inference_needs_is_not_timed() -> None:
+    machine = Machine()
+
+    class Decoding:
+        def prepare(self) -> None:
+            machine.inference(100.0)
+
+        def __call__(self) -> object:
+            return machine.inference(5.0)
+
+    paired = time_pairs(Turns([Decoding()]), Decoding(), pairs=4, clock=machine.clock)
+    assert paired.ms == paired.reference_ms == pytest.approx(5.0)
+
+
+def test_quantile_of_a_mix_weighs_groups_not_samples() -> None:
+    assert quantile([[1.0] * 10, [9.0] * 1000], [0.9, 0.1], 0.5) == 1.0
+    assert quantile([[1.0] * 10, [9.0] * 1000], [0.9, 0.1], 0.95) == 9.0
+    assert quantile([[3.0, 1.0, 2.0]], [1.0], 0.5) == 2.0
+
+
+def paired(ms: float, reference_ms: float, *times: float) -> Paired:
+    return Paired(
+        ms / reference_ms, 0.0, ms, ms, ms, reference_ms, 5, times, (reference_ms,) * len(times)
+    )
+
+
+def test_statistic_of_a_mix() -> None:
+    points = [paired(1, 2, 1, 1, 1), paired(3, 8, 3, 3, 5)]
+    mean = as_stated(points, Target.parse("openvino:cpu:seq=8*.75/16*.25"))
+    assert (mean.ms, mean.reference_ms) == (pytest.approx(1.5), pytest.approx(3.5))
+    assert mean.ratio == pytest.approx(1.5 / 3.5)
+    slow = as_stated(points, Target.parse("openvino:cpu:seq=8*.75/16*.25,statistic=p95"))
+    assert 3 < slow.ms < 5 and slow.reference_ms == 8
+    one = as_stated(points[:1], Target())
+    assert one is points[0]
+
+
+def test_pinned_to_as_many_processors_as_compute() -> None:
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("nothing to choose from")
+    allowed = os.sched_getaffinity(0)
+    with pinned(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == allowed
+    with pinned(len(allowed)):
+        assert os.sched_getaffinity(0) == allowed
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,25 @@ from hwnas.anatomy import find_shape
 from hwnas.doctor import examine_cpu
 from hwnas.errors import UserError
 from hwnas.latency.graphs import builder
-from hwnas.latency.runtimes import load_for_timing, random_feed, require
+from hwnas.latency.runtimes import check_length, load_for_timing, random_feed, require
 from hwnas.latency.target import Target
 from hwnas.subnetwork import Subnetwork
 
 
 def test_feed_is_of_the_targets_shape(tiny_config: BertConfig) -> None:
-    feed = random_feed(tiny_config, Target(batch=3, seq=16))
-    assert {ids.shape for ids in feed.values()} == {(3, 16)}
-    assert feed["input_ids"].max() < tiny_config.vocab_size
+    feed = random_feed(Target(batch=3, seq=16), vocab=50)
+    assert feed["input_ids"].shape == feed["attention_mask"].shape == (3, 16)
+    assert feed["input_ids"].max() < 50
+    check_length(tiny_config, Target(seq=64))
     with pytest.raises(UserError, match="at most 64"):
-        random_feed(tiny_config, Target(seq=65))
+        check_length(tiny_config, Target(seq=65))
+
+
+def test_feed_of_one_token_more() -> None:
+    feed = random_feed(Target.parse("openvino:cpu:batch=2,phase=decode,cache=16"), vocab=50)
+    assert feed["input_ids"].shape == (2, 1)
+    assert feed["attention_mask"].shape == (2, 17)
+    assert feed["position_ids"].tolist() == [[16], [16]]
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
@@ -44,7 +52,7 @@ def test_torch_on_a_gpu_waits_for_its_result(tiny_config: Any, precision: str) -
     import torch
 
     target = Target.parse(f"torch:cuda:seq=16,precision={precision}")
-    infer = builder(tiny_config, target)(Subnetwork.full(find_shape(tiny_config)))
+    (infer,) = builder(tiny_config, target)(Subnetwork.full(find_shape(tiny_config)))
     answer: Any = infer()
     assert answer.logits.is_cuda
     assert torch.cuda.current_stream().query()  # nothing is left to be computed

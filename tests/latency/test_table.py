@@ -15,6 +15,7 @@ from hwnas.anatomy import Shape
 from hwnas.errors import UserError
 from hwnas.latency.checks import doubts
 from hwnas.latency.table import (
+    AtLength,
     Device,
     Entry,
     LatencyTable,
@@ -34,9 +35,20 @@ SHAPE = Shape("bert", hidden=64, head_size=16, heads=(4, 4), ffn=(128, 128), voc
 TARGET = "openvino:cpu:threads=1,batch=1,seq=64"
 
 
-def entry(op: Operator, dims: dict[str, int], ms: float) -> Entry:
+def entry(op: Operator, dims: dict[str, int], ms: float, seq: int = 64, full: float = 2.0) -> Entry:
     spread = Milliseconds(median=ms, p10=0.9 * ms, p90=1.2 * ms)
-    return Entry(op=op, dims=dims, ms=spread, ratio_to_reference=ms / 2, samples=12)
+    width = dims | {"seq": seq}
+    return Entry(op=op, dims=width, ms=spread, ratio_to_reference=ms / full, samples=12)
+
+
+def entries(seq: int = 64, scale: float = 1.0) -> tuple[Entry, ...]:
+    """Costs of which the full model's are `1.9 * scale` at this length."""
+    full = 2.0 * scale
+    return (
+        entry("fixed", {}, 0.2 * scale, seq, full),
+        *(entry("attention", {"heads": h}, 0.1 * h * scale, seq, full) for h in (1, 2, 4)),
+        *(entry("ffn", {"width": w}, w / 256 * scale, seq, full) for w in (32, 128)),
+    )
 
 
 @pytest.fixture
@@ -60,13 +72,17 @@ def table() -> LatencyTable:
             system="Linux 6 x86_64",
         ),
         versions={"openvino": "2026.0"},
-        protocol=Protocol(pairs=6, clock="process", reference="the full model", seconds=3.5),
-        reference_ms=2.0,
-        entries=(
-            entry("fixed", {}, 0.2),
-            *(entry("attention", {"heads": h}, 0.1 * h) for h in (1, 2, 4)),
-            *(entry("ffn", {"width": w}, w / 256) for w in (32, 128)),
+        protocol=Protocol(
+            pairs=6,
+            networks=20,
+            clock="process",
+            reference="the full model",
+            spread=0.01,
+            seconds=3.5,
         ),
+        reference_ms=2.0,
+        lengths=(AtLength(tokens=64, share=1.0, reference_ms=2.0),),
+        entries=entries(),
         interval_90=0.05,
         validation=Validation(
             n=1,
@@ -120,6 +136,50 @@ def test_predictor_has_the_tables_costs(table: LatencyTable) -> None:
     assert predictor.baseline_ms == 2.0
 
 
+def of_lengths(table: LatencyTable, target: str, **changes: Any) -> LatencyTable:
+    """A table of requests of 32 tokens (three of four) and of 64, which take twice as long."""
+    values = {
+        "target": target,
+        "reference_ms": 2.0,
+        "lengths": (
+            AtLength(tokens=32, share=0.75, reference_ms=1.0, **changes),
+            AtLength(tokens=64, share=0.25, reference_ms=2.0, **changes),
+        ),
+        "entries": (*entries(32, 0.5), *entries(64)),
+        "validation": None,
+    }
+    return LatencyTable(**(dict(table) | values))
+
+
+def test_mix_of_lengths_is_predicted_by_its_mean(table: LatencyTable) -> None:
+    mixed = of_lengths(table, "openvino:cpu:seq=32*.75/64*.25")
+    subnetwork = Subnetwork.of([[3, 80], [0, 0]])
+    at_64 = table.predictor().predict(subnetwork)
+    assert mixed.predictor_at(32).predict(subnetwork) == pytest.approx(at_64 / 2)
+    assert mixed.predictor().predict(subnetwork) == pytest.approx(0.75 * at_64 / 2 + 0.25 * at_64)
+    assert mixed.predictor().baseline_ms == 2.0
+
+
+def test_percentile_is_of_single_requests_of_any_length(table: LatencyTable) -> None:
+    target = "openvino:cpu:seq=32*.75/64*.25,statistic=p95"
+    # the slowest fifth of the long requests, which are a quarter, is the slowest 5 % of all
+    quantiles = {"0.5": 1.0, "0.8": 1.1, "0.95": 1.4}
+    found = of_lengths(table, target, quantiles=quantiles).predictor()
+    subnetwork = Subnetwork.of([[3, 80], [0, 0]])
+    assert found.predict(subnetwork) == pytest.approx(1.1 * table.predictor().predict(subnetwork))
+
+
+def test_confident_predictions_leave_a_margin(table: LatencyTable) -> None:
+    subnetwork = Subnetwork.full(SHAPE)
+    likely = table.predictor().predict(subnetwork)
+    assert table.predictor(0.95).predict(subnetwork) == pytest.approx(likely * 1.05)
+    assert table.predictor(0.5).predict(subnetwork) == pytest.approx(likely)
+    assert likely < table.predictor(0.9).predict(subnetwork) < likely * 1.05
+    assert "1.5" in refusal(lambda: table.predictor(1.5))
+    without = table.model_copy(update={"interval_90": None})
+    assert "interval_90" in refusal(lambda: without.predictor(0.95))
+
+
 def drop(op: str) -> Callable[[dict[str, Any]], object]:
     return lambda t: t.update(entries=[e for e in t["entries"] if e["op"] != op])
 
@@ -141,13 +201,20 @@ def cost(table: dict[str, Any], number: int, **changed: float) -> dict[str, Any]
         (lambda t: t.pop("reference_ms"), "reference_ms"),
         (lambda t: t.update(reference_ms=0), "reference_ms"),
         (lambda t: t.update(reference_ms=float("inf")), "reference_ms"),
-        (lambda t: t.update(schema_version=2), "version 2"),
+        (lambda t: t.update(schema_version=1), "version 1"),
+        (lambda t: t.update(schema_version=3), "version 3"),
         (lambda t: t.update(target="tpu:pod"), "tpu"),
         (lambda t: t.update(comment="mine"), "comment"),
         (lambda t: t["entries"][1]["ms"].update(median=-0.1), "entries.1.ms.median"),
         (lambda t: t["entries"][1]["ms"].update(median=float("nan")), "entries.1.ms.median"),
-        (lambda t: t["entries"][1].update(dims={"width": 1}), "attention"),
-        (lambda t: t["entries"][1].update(dims={"heads": 0}), "attention"),
+        (lambda t: t["entries"][1].update(dims={"width": 1, "seq": 64}), "entries.1.dims"),
+        (lambda t: t["entries"][1].update(dims={"heads": 1}), "entries.1.dims"),
+        (lambda t: t["entries"][1].update(dims={"heads": 0, "seq": 64}), "entries.1.dims.heads"),
+        (lambda t: t["entries"][1]["dims"].update(seq=32), "entries.1.dims.seq"),
+        (lambda t: t.update(lengths=[]), "lengths"),
+        (lambda t: t["lengths"][0].update(tokens=32), "lengths"),
+        (lambda t: t["lengths"][0].update(share=0.5), "lengths.0.share"),
+        (lambda t: t["lengths"][0].update(reference_ms=0.002), "reference_ms"),
         (lambda t: t["entries"].append(t["entries"][1]), "twice"),
         (lambda t: t["entries"].append(t["entries"][0]), "'fixed'"),
         (lambda t: t["entries"].pop(3), "width 4"),
@@ -156,12 +223,12 @@ def cost(table: dict[str, Any], number: int, **changed: float) -> dict[str, Any]
         (drop("ffn"), "'ffn'"),
         (lambda t: t.update(reference_ms="2.0"), "reference_ms"),
         (lambda t: t.update(reference_ms=1e300), "more than an hour"),
-        (lambda t: t.update(reference_ms=0.002), "entries.0.ms.median"),
+        (lambda t: t.update(reference_ms=2000.0), "milliseconds"),
         (lambda t: t["entries"][1]["ms"].update(median=1e-4, p10=1e-4), "milliseconds"),
         (lambda t: t["entries"][1]["ms"].update(p10=0.2), "entries.1.ms"),
         (lambda t: t["entries"][1].update(samples=1.5), "entries.1.samples"),
         (lambda t: t["entries"][1].update(op="conv"), "entries.1.op"),
-        (lambda t: t["entries"][1].update(dims={"heads": "1"}), "entries.1.dims.heads"),
+        (lambda t: t["entries"][1].update(dims={"heads": "1", "seq": 64}), "entries.1.dims.heads"),
         (lambda t: t["entries"].append(cost(t, 1, heads=5)), "entries.6.dims.heads"),
         (lambda t: t["entries"].__setitem__(2, cost(t, 2, ms=0.01)), "attention at 2"),
         (lambda t: t["model"].update(heads=[]), "model"),

@@ -10,6 +10,7 @@ from typing import Any
 from hwnas.anatomy import Shape
 from hwnas.files import write_text
 from hwnas.latency.table import (
+    AtLength,
     Device,
     Entry,
     LatencyTable,
@@ -133,8 +134,16 @@ def make_table(**changes: Any) -> LatencyTable:
             system="Linux 6.1 x86_64",
         ),
         "versions": {"openvino": "2026.0", "torch": "2.13.0"},
-        "protocol": Protocol(pairs=9, clock="process", reference="the full model", seconds=75),
+        "protocol": Protocol(
+            pairs=9,
+            networks=40,
+            clock="process",
+            reference="the full model",
+            spread=0.01,
+            seconds=75,
+        ),
         "reference_ms": BASELINE_MS,
+        "lengths": (AtLength(tokens=64, share=1.0, reference_ms=BASELINE_MS),),
         "entries": (
             _entry("fixed", {}, 0.4),
             *(_entry("attention", {"heads": heads}, 0.12 * heads) for heads in (12, 6, 1)),
@@ -147,7 +156,8 @@ def make_table(**changes: Any) -> LatencyTable:
 
 def _entry(op: Any, dims: dict[str, int], ms: float) -> Entry:
     spread = Milliseconds(median=ms, p10=0.98 * ms, p90=1.05 * ms)
-    return Entry(op=op, dims=dims, ms=spread, ratio_to_reference=ms / BASELINE_MS, samples=9)
+    at_length = dims | {"seq": 64}
+    return Entry(op=op, dims=at_length, ms=spread, ratio_to_reference=ms / BASELINE_MS, samples=9)
 
 
 def make_validation(**changes: Any) -> Validation:

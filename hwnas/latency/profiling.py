@@ -1,0 +1,355 @@
+"""Measuring a latency table: choose the networks, time them, fit the costs, check the result.
+
+A block timed alone is misstated (caches, fusion, the call itself), so whole networks are timed
+(`plan`, `session`): real exports in small (`graphs`), random in weights, each compiled anew. A fit
+(`fit`) divides their times into a fixed part and the cost of each operator at each width.
+
+Assumption: in a sequence of blocks, attention and FFN cost the same whatever stands beside them. A
+term for the size of the whole network (stacks fit caches that whole networks do not) was tried, and
+the measurements did not justify it. `validate_table` tests the assumption on unseen networks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hwnas.anatomy import Shape, find_shape
+from hwnas.errors import UserError
+from hwnas.latency.fit import Costs, fit, interval_90, left_out
+from hwnas.latency.graphs import builder
+from hwnas.latency.measure import Paired, as_stated, clock_of, pinned, quantile
+from hwnas.latency.plan import Plan
+from hwnas.latency.session import (
+    STACK_PAIRS,
+    Measurement,
+    Session,
+    Stopwatch,
+    check,
+    measure,
+    most_networks,
+)
+from hwnas.latency.table import (
+    AtLength,
+    Entry,
+    LatencyTable,
+    Milliseconds,
+    ModelSizes,
+    Operator,
+    Protocol,
+    Validation,
+    ValidationRow,
+    describe_device,
+    versions_of,
+)
+from hwnas.latency.target import Target
+from hwnas.progress import bar
+from hwnas.subnetwork import Subnetwork, macs
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from transformers import PretrainedConfig
+
+    Floats = npt.NDArray[np.float64]
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)  # of single inferences, that are noted
+
+
+def profile(
+    model: PretrainedConfig | str,
+    target: Target | str,
+    *,
+    validate: int = 0,
+    seed: int = 0,
+    minutes: float | None = None,
+) -> LatencyTable:
+    """Measure the operators of a model of such sizes on the target.
+
+    Args:
+        model: its config, or its name as `hwnas.load_model` takes it; weights play no part.
+        target: or its text, such as ``openvino:cpu:threads=1,seq=64``.
+        validate: check the table on this many subnetworks that it has not seen.
+        seed: chooses these.
+        minutes: of measuring at most, if the least that is needed takes no longer; exports and
+            the check are not counted. By default as long as there is something to be gained.
+
+    Raises:
+        UserError: the model is unknown, its family has no such phase, or the target is too long
+            for it or not to be had on this machine.
+    """
+    target = Target.parse(target) if isinstance(target, str) else target
+    config = _config(model)
+    shape = find_shape(config)
+    check_phase(shape, target)
+    warnings = _doctors_warnings()
+    plan = Plan.of(shape, validate, seed)
+    with pinned(target.threads):
+        stopwatch = Stopwatch(builder(config, target), target, plan.reference)
+        begin = time.perf_counter()
+        with bar("profile the device", most_networks(plan)) as advance:
+            seconds = math.inf if minutes is None else 60 * minutes
+            fitted = measure(plan, stopwatch, seconds, advance)
+        seconds = time.perf_counter() - begin
+        with bar("check the table", 2 * len(plan.unseen)) as advance:
+            unseen = check(plan, stopwatch, advance)
+    session = Session(tuple(fitted), tuple(unseen), seconds)
+    return table_of(session, plan, shape, target, warnings)
+
+
+def validate_table(
+    table: LatencyTable, config: PretrainedConfig, target: Target, n: int, seed: int = 0
+) -> LatencyTable:
+    """`table` with a new validation record on `n` unseen subnetworks, each measured twice.
+
+    Where the model is so small that every subnetwork is profiled, the table stays as it is.
+
+    Raises:
+        UserError: the table is of another model or target.
+    """
+    shape = find_shape(config)
+    table.check_model(shape)
+    table.check_target(target)
+    plan = Plan.of(shape, n, seed)
+    with pinned(target.threads), bar("check the table", 2 * len(plan.unseen)) as advance:
+        stopwatch = Stopwatch(builder(config, target), target, plan.full)
+        found = check(plan, stopwatch, advance)
+    return validated(table, plan, found, reference_ms=table.reference_ms)
+
+
+def table_of(
+    session: Session, plan: Plan, shape: Shape, target: Target, warnings: Sequence[str]
+) -> LatencyTable:
+    """The table of a session's measurements, made here or brought back by a kit."""
+    fitted = session.fitted
+    points = range(len(target.points))
+    costs = [fit(plan, fitted, point) for point in points]
+    full = next(m for m in fitted if m.subnetwork == plan.full and m.compilations > 1)
+    beside = _reference_times(fitted, len(points))
+    lengths = tuple(
+        AtLength(
+            tokens=length.tokens,
+            share=length.share,
+            reference_ms=full.points[i].ratio * beside[i],
+            quantiles=None if target.statistic == "median" else _quantiles(fitted, i),
+        )
+        for i, length in enumerate(target.lengths)
+    )
+    spreads = [p.ratio_spread / p.ratio for m in fitted for p in m.points]
+    device = describe_device()
+    table = LatencyTable(
+        model=ModelSizes.of(shape),
+        target=str(target),
+        device=device,
+        versions=versions_of(target),
+        protocol=Protocol(
+            pairs=STACK_PAIRS,
+            networks=len(fitted),
+            clock="process" if clock_of(target) is time.process_time else "wall",
+            reference=(
+                f"the first {plan.depth} blocks of the full model with random weights, several "
+                "compilations in turns"
+            ),
+            spread=float(np.median(spreads)),
+            seconds=round(session.seconds, 1),
+            warnings=tuple(warnings),
+        ),
+        reference_ms=_stated(full, beside, target),
+        lengths=lengths,
+        entries=tuple(
+            entry
+            for i, length in enumerate(lengths)
+            for entry in _entries(costs[i], fitted, i, length, beside[i], target)
+        ),
+        interval_90=_interval(plan, fitted, beside, target),
+    )
+    return validated(table, plan, session.unseen, beside=beside)
+
+
+def check_phase(shape: Shape, target: Target) -> None:
+    """Raise `UserError` unless a model of this shape has the target's phase."""
+    static = target.precision == "int8-static"
+    if shape.decoder and static:
+        raise UserError(f"target {target}: int8-static is for encoders; choose int8-weights")
+    if shape.decoder == (target.phase == "encode"):
+        phases = "prefill or decode" if shape.decoder else "encode"
+        raise UserError(
+            f"target {target}: phase={target.phase}, a model of family {shape.family} has "
+            f"phase={phases}"
+        )
+
+
+def validated(
+    table: LatencyTable,
+    plan: Plan,
+    measured: Sequence[tuple[Measurement, Measurement]],
+    *,
+    beside: Sequence[float] | None = None,
+    reference_ms: float | None = None,
+) -> LatencyTable:
+    """`table` with the record of how it predicts networks; as it is where none were measured.
+
+    Args:
+        measured: each network twice.
+        beside: milliseconds of what they were timed beside, at each length; or
+        reference_ms: its latency as the target states it, if it was the full model.
+    """
+    from scipy.stats import kendalltau
+
+    if not measured:
+        return table
+    target, shape = Target.parse(table.target), table.model.shape
+    predictor, line = table.predictor(), _flops_line(table, plan, shape)
+
+    def ms(measurement: Measurement) -> float:
+        if beside is not None:
+            return _stated(measurement, beside, target)
+        assert reference_ms is not None
+        return as_stated(measurement.points, target).ratio * reference_ms
+
+    rows = tuple(
+        ValidationRow(
+            genome=first.subnetwork.genome,
+            predicted_ms=predictor.predict(first.subnetwork),
+            measured_ms=ms(first),
+            remeasured_ms=ms(second),
+            flops_ms=max(line(first.subnetwork), 1e-6),
+        )
+        for first, second in measured
+    )
+    found = np.array([[r.predicted_ms, r.measured_ms, r.remeasured_ms, r.flops_ms] for r in rows])
+    predicted, once, again, by_flops = found.T
+    tau = float(kendalltau(predicted, once).statistic) if len(rows) > 1 else 1.0
+    inside = np.abs(once / predicted - 1) <= (table.interval_90 or 0.0)
+    validation = Validation(
+        n=len(rows),
+        mape=_percent(predicted, once),
+        bias=float(100 * np.mean(predicted / once - 1)),
+        kendall_tau=tau if np.isfinite(tau) else 0.0,
+        noise=_percent(again, once),
+        flops_mape=_percent(by_flops, once),
+        coverage_90=None if table.interval_90 is None else float(inside.mean()),
+        rows=rows,
+    )
+    return table.model_copy(update={"validation": validation})
+
+
+def operations(subnetwork: Subnetwork, shape: Shape, target: Target) -> float:
+    """Multiply-accumulates of one request, on the mean of the target's lengths."""
+    return sum(
+        share * macs(subnetwork, shape, point.seq, point.cache) * target.batch
+        for point, share in target.points
+    )
+
+
+def _config(model: PretrainedConfig | str) -> PretrainedConfig:
+    if not isinstance(model, str):
+        return model
+    from hwnas.models import load_config
+
+    return load_config(model)
+
+
+def _doctors_warnings() -> tuple[str, ...]:
+    from hwnas.doctor import examine
+
+    return examine().warnings
+
+
+def _reference_times(fitted: Sequence[Measurement], points: int) -> list[float]:
+    """Milliseconds of the reference at each length: the median of all its medians."""
+    return [float(np.median([m.points[i].reference_ms for m in fitted])) for i in range(points)]
+
+
+def _stated(measurement: Measurement, beside: Sequence[float], target: Target) -> float:
+    """A network's latency as the target states it, where the reference takes `beside`."""
+
+    def settled(paired: Paired, reference_ms: float) -> Paired:
+        scale = reference_ms / paired.reference_ms
+        times = tuple(scale * time for time in paired.times)
+        return Paired(**(vars(paired) | {"reference_ms": reference_ms, "times": times}))
+
+    points = [settled(p, ms) for p, ms in zip(measurement.points, beside, strict=True)]
+    stated = as_stated(points, target)
+    return stated.ratio * stated.reference_ms
+
+
+def _interval(
+    plan: Plan, fitted: Sequence[Measurement], beside: Sequence[float], target: Target
+) -> float | None:
+    """How far whole networks lie from what a fit without them says, over all the lengths."""
+    if len(plan.mixed) < 2:
+        return None
+    off = [left_out(plan, fitted, point) for point in range(len(target.points))]
+    weights = np.array([share for _, share in target.points]) * beside
+    weights /= weights.sum()
+    return interval_90([float(weights @ [o[s] for o in off]) for s in off[0] if s != plan.full])
+
+
+def _quantiles(fitted: Sequence[Measurement], point: int) -> dict[str, float]:
+    """Of the time of single inferences, as shares of their network's median, of all networks."""
+    times = [np.array(m.points[point].times) for m in fitted]
+    relative = [list(t / np.median(t)) for t in times]
+    return {str(q): quantile(relative, [1.0] * len(relative), q) for q in _QUANTILES}
+
+
+def _entries(
+    costs: Costs,
+    fitted: Sequence[Measurement],
+    point: int,
+    length: AtLength,
+    beside: float,
+    target: Target,
+) -> Iterator[Entry]:
+    """The costs in milliseconds, with the spread of the inferences behind them."""
+    points = [m.points[point] for m in fitted]
+    low = float(np.median([p.p10_ms / p.ms for p in points]))
+    high = float(np.median([p.p90_ms / p.ms for p in points]))
+
+    def entry(op: Operator, width: dict[str, int], ratio: float) -> Entry:
+        ms = ratio * beside
+        has = [
+            m.points[point].samples
+            for m in fitted
+            if not width or any(_has(block, width) for _, block in m.subnetwork.kept)
+        ]
+        return Entry(
+            op=op,
+            dims=width | {target.axis: length.tokens},
+            ms=Milliseconds(median=ms, p10=ms * low, p90=ms * high),
+            ratio_to_reference=ms / length.reference_ms,
+            samples=sum(has),
+        )
+
+    yield entry("fixed", {}, costs.fixed)
+    for heads, ratio in costs.attention.items():
+        yield entry("attention", {"heads": heads}, ratio)
+    for width, ratio in costs.ffn.items():
+        yield entry("ffn", {"width": width}, ratio)
+
+
+def _has(block: Sequence[int], width: dict[str, int]) -> bool:
+    heads, ffn = block
+    return width in ({"heads": heads}, {"width": ffn})
+
+
+def _flops_line(table: LatencyTable, plan: Plan, shape: Shape) -> Callable[[Subnetwork], float]:
+    """The rival: milliseconds as a straight line over multiply-accumulates.
+
+    Fitted, by the same relative least squares, to the networks that are profiled, at the latency
+    that the table's costs give them (which is their measured one, the noise averaged out).
+    """
+    target = Target.parse(table.target)
+    networks = [plan.full, *plan.mixed, *plan.stacks()]
+    predictor = table.predictor()
+    ms = np.array([predictor.predict(subnetwork) for subnetwork in networks])
+    work = [operations(s, shape, target) for s in networks]
+    slope, intercept = np.polyfit(work, ms, 1, w=1 / ms)
+    return lambda subnetwork: float(intercept + slope * operations(subnetwork, shape, target))
+
+
+def _percent(guess: Floats, truth: Floats) -> float:
+    return float(100 * np.mean(np.abs(guess / truth - 1)))

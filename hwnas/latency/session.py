@@ -1,0 +1,175 @@
+"""Measuring a device: every network of the plan, compiled anew, timed beside one reference.
+
+The stacks at both ends and in the middle come first, then half of the whole networks, then further
+stacks where a curve bends: between two measured widths the middle one is measured, and where it is
+not on the straight line, the two halves likewise. The other whole networks take what time is left:
+timing stacks twice instead was tried and gains less. Needs only numpy and the runtime, for it
+travels in profiling kits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hwnas.latency.measure import PAIRS, Inference, Paired, Turns, time_at_lengths
+from hwnas.latency.plan import Plan, between
+from hwnas.latency.target import Target
+from hwnas.subnetwork import Block, Subnetwork
+
+# compiles a subnetwork: an inference for each length of the target
+Builder = Callable[[Subnetwork], Sequence[Inference]]
+# says that so many networks more are done
+Advance = Callable[[float], object]
+
+STACK_PAIRS = 6  # of each measurement of a stack
+WHOLE_PAIRS = 9  # of each measurement of a whole network
+COMPILATIONS = 3  # of each whole network, and of the reference
+_BEND = 0.02  # of a stack's time, by which a width lies off the straight line where it bends
+_WIDTHS = 9  # measured on a curve at most
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One network, compiled so many times, at every length of the target."""
+
+    subnetwork: Subnetwork
+    compilations: int
+    points: tuple[Paired, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For a kit's result."""
+        return asdict(self) | {"subnetwork": self.subnetwork.genome}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Measurement:
+        """What `to_json` wrote; raises KeyError, TypeError or ValueError if it is anything else."""
+        points = [
+            Paired(**(p | {k: tuple(p[k]) for k in ("times", "reference_times")}))
+            for p in stored["points"]
+        ]
+        return cls(Subnetwork.of(stored["subnetwork"]), stored["compilations"], tuple(points))
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that was measured on a device."""
+
+    fitted: tuple[Measurement, ...]  # to fit costs to
+    unseen: tuple[tuple[Measurement, Measurement], ...]  # to check them on, each measured twice
+    seconds: float  # of measuring what is fitted
+
+
+class Stopwatch:
+    """Times subnetworks of one model in pairs with a reference.
+
+    A reference that is one compilation would pass its luck on to every ratio (`measure.Turns`). So
+    it is compiled several times, and its compilations take turns.
+    """
+
+    def __init__(self, build: Builder, target: Target, reference: Subnetwork) -> None:
+        self.build = build
+        self.target = target
+        self._reference = self._turns(reference, COMPILATIONS)
+
+    def time(self, subnetwork: Subnetwork, pairs: int, compilations: int = 1) -> Measurement:
+        """Compile the subnetwork anew, so many times, and time it beside the reference."""
+        candidate = self._turns(subnetwork, compilations)
+        points = time_at_lengths(candidate, self._reference, self.target, pairs)
+        return Measurement(subnetwork, compilations, points)
+
+    def _turns(self, subnetwork: Subnetwork, compilations: int) -> list[Turns]:
+        built = [self.build(subnetwork) for _ in range(compilations)]
+        return [Turns(at_one_length) for at_one_length in zip(*built, strict=True)]
+
+
+def most_networks(plan: Plan) -> int:
+    """How many networks `measure` compiles at most."""
+    bends = sum(max(0, min(_WIDTHS, len(widths)) - 3) for widths in (plan.heads, plan.ffn))
+    return len(plan.stacks()) + bends + COMPILATIONS * (1 + len(plan.mixed))
+
+
+def measure(
+    plan: Plan, stopwatch: Stopwatch, seconds: float = math.inf, advance: Advance = lambda _: None
+) -> list[Measurement]:
+    """Time the plan's networks, no longer than `seconds` if the least that is needed takes less.
+
+    Args:
+        advance: told of every network, `most_networks(plan)` in all.
+    """
+    end = time.perf_counter() + seconds
+    left = most_networks(plan)
+    found: list[Measurement] = []
+
+    def take(subnetwork: Subnetwork, whole: bool = False) -> None:
+        nonlocal left
+        compilations = COMPILATIONS if whole else 1
+        pairs = WHOLE_PAIRS if whole else STACK_PAIRS
+        found.append(stopwatch.time(subnetwork, pairs, compilations))
+        left -= compilations
+        advance(compilations)
+
+    for stack in plan.stacks():
+        take(stack)
+    needed = -(-len(plan.mixed) // 2)
+    for subnetwork in (plan.full, *plan.mixed[:needed]):
+        take(subnetwork, whole=True)
+    for stack in _where_it_bends(plan, found):
+        if time.perf_counter() > end:
+            break
+        take(stack)
+    for subnetwork in plan.mixed[needed:]:
+        if time.perf_counter() > end:
+            break
+        take(subnetwork, whole=True)
+    advance(left)
+    return found
+
+
+def check(
+    plan: Plan, stopwatch: Stopwatch, advance: Advance = lambda _: None
+) -> list[tuple[Measurement, Measurement]]:
+    """Time every unseen network of the plan twice, there and back."""
+    turns: list[dict[Subnetwork, Measurement]] = [{}, {}]
+    for turn, order in zip(turns, (plan.unseen, plan.unseen[::-1]), strict=True):
+        for subnetwork in order:
+            turn[subnetwork] = stopwatch.time(subnetwork, PAIRS, COMPILATIONS)
+            advance(1)
+    return [(turns[0][s], turns[1][s]) for s in plan.unseen]
+
+
+def _where_it_bends(plan: Plan, found: Sequence[Measurement]) -> Iterator[Subnetwork]:
+    """Stacks to measure next; `found` must hold each before the next one is asked for."""
+    heads, width = plan.middle
+    curves = [
+        (plan.heads, [Block(h, width) for h in plan.heads]),
+        (plan.ffn, [Block(heads, w) for w in plan.ffn]),
+    ]
+    for options, blocks in curves:
+        stacks = {w: plan.stack(block) for w, block in zip(options, blocks, strict=True)}
+
+        def time_of(w: int, stacks: dict[int, Subnetwork] = stacks) -> np.ndarray | None:
+            mine = [m for m in found if m.subnetwork == stacks[w]]
+            return np.array([p.ratio for p in mine[-1].points]) if mine else None
+
+        done = [w for w in options if time_of(w) is not None]
+        spans = list(pairwise(done))
+        while spans and len(done) < _WIDTHS:
+            # the widest span first: it is where most may be hidden
+            low, high = spans.pop(max(range(len(spans)), key=lambda i: spans[i][1] - spans[i][0]))
+            middle = between(options, low, high)
+            if middle is None:
+                continue
+            yield stacks[middle]
+            done.append(middle)
+            before, here, after = time_of(low), time_of(middle), time_of(high)
+            assert before is not None and here is not None and after is not None
+            straight = before + (after - before) * (middle - low) / (high - low)
+            if np.max(np.abs(here / straight - 1)) > _BEND:
+                spans += [(low, middle), (middle, high)]

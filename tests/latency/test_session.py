@@ -1,0 +1,140 @@
+"""A session: what is measured where, on devices whose every cost is known."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hwnas.anatomy import Shape
+from hwnas.latency.fit import fit, interval_90, left_out
+from hwnas.latency.measure import Paired
+from hwnas.latency.plan import Plan
+from hwnas.latency.session import Measurement, check, measure, most_networks
+from hwnas.subnetwork import Subnetwork
+
+SHAPE = Shape("bert", hidden=384, head_size=32, heads=(12,) * 6, ffn=(1536,) * 6, vocab=30522)
+PLAN = Plan.of(SHAPE, unseen=30, seed=1)
+Cost = Callable[[Subnetwork], float]
+
+
+def stepped(subnetwork: Subnetwork) -> float:
+    """Seconds on a device whose vectors hold four heads: a step, not a line."""
+    blocks = (
+        0.01 + 0.02 * math.ceil(b.heads / 4) + 0.08 * b.ffn / 1536 for _, b in subnetwork.kept
+    )
+    return 0.1 + sum(blocks)
+
+
+def straight(subnetwork: Subnetwork) -> float:
+    blocks = (0.01 + 0.01 * b.heads + 0.08 * b.ffn / 1536 for _, b in subnetwork.kept)
+    return 0.1 + sum(blocks)
+
+
+class Device:
+    """Stands where a stopwatch does: costs are known, measurements vary by `noise`."""
+
+    def __init__(self, cost: Cost, noise: float = 0.0, outliers: float = 0.0) -> None:
+        self.cost, self.noise, self.outliers = cost, noise, outliers
+        self.rng = np.random.default_rng(0)
+        self.timed: list[Subnetwork] = []
+
+    def time(self, subnetwork: Subnetwork, pairs: int, compilations: int = 1) -> Measurement:
+        self.timed.append(subnetwork)
+        ratio = self.cost(subnetwork) / self.cost(PLAN.reference)
+        ratio *= self.rng.normal(1, self.noise / math.sqrt(compilations))
+        if self.rng.random() < self.outliers:
+            ratio *= 1.5
+        point = Paired(ratio, 0.0, ratio, ratio, ratio, 1.0, pairs)
+        return Measurement(subnetwork, compilations, (point,))
+
+
+def widths(device: Device, of: int) -> set[int]:
+    """Heads (0) or FFN widths (1) of the stacks that were timed."""
+    return {s.blocks[0][of] for s in device.timed if len({b for _, b in s.kept}) == 1}
+
+
+def test_bends_are_found_and_straight_lines_left_alone() -> None:
+    plain, bent = Device(straight), Device(stepped)
+    measure(PLAN, plain)  # type: ignore[arg-type]
+    measure(PLAN, bent)  # type: ignore[arg-type]
+    ends = {PLAN.ffn[0], PLAN.ffn[-1], 768}
+    mixed = {b.ffn for s in PLAN.mixed for _, b in s.kept}
+    assert widths(plain, 1) - mixed <= ends | {384, 416, 1152}  # one look into each half
+    assert len(widths(bent, 0)) > len(widths(plain, 0))
+    assert {4, 5} & widths(bent, 0) and {8, 9} & widths(bent, 0)
+
+
+def test_fit_finds_the_costs() -> None:
+    found = measure(PLAN, Device(straight))  # type: ignore[arg-type]
+    costs = fit(PLAN, found, 0)
+    scale = straight(PLAN.reference)
+    assert costs.fixed * scale == pytest.approx(0.1, abs=1e-6)
+    for heads, cost in costs.attention.items():
+        assert cost * scale == pytest.approx(0.01 + 0.01 * heads, abs=1e-6)
+    for width, cost in costs.ffn.items():
+        assert cost * scale == pytest.approx(0.08 * width / 1536, abs=1e-6)
+    assert all(error == pytest.approx(1, abs=1e-6) for error in left_out(PLAN, found, 0).values())
+
+
+@pytest.mark.parametrize("outliers", [0.0, 0.08])
+def test_fit_averages_noise_and_bears_outliers(outliers: float) -> None:
+    device = Device(stepped, noise=0.03, outliers=outliers)
+    found = measure(PLAN, device)  # type: ignore[arg-type]
+    costs = fit(PLAN, found, 0)
+    for curve in (costs.attention, costs.ffn):
+        assert list(curve.values()) == sorted(curve.values())
+    scale = stepped(PLAN.reference)
+    errors = [costs.of(s) * scale / stepped(s) - 1 for s in PLAN.unseen]
+    assert np.mean(np.abs(errors)) < 0.025
+    off = list(left_out(PLAN, found, 0).values())
+    assert 0.01 < interval_90(off) < 0.08 + outliers
+
+
+def test_intervals_hold_what_they_say() -> None:
+    """Over many devices; one device's are as uncertain as its few networks make them."""
+    held = []
+    for seed in range(12):
+        device = Device(stepped, noise=0.03)
+        device.rng = np.random.default_rng(seed)
+        found = measure(PLAN, device)  # type: ignore[arg-type]
+        costs, width = fit(PLAN, found, 0), interval_90(list(left_out(PLAN, found, 0).values()))
+        for first, _ in check(PLAN, device):  # type: ignore[arg-type]
+            held.append(abs(first.points[0].ratio / costs.of(first.subnetwork) - 1) <= width)
+    assert 0.85 < np.mean(held) < 0.97
+
+
+def test_a_session_ends_in_time_but_never_too_early() -> None:
+    def slow(subnetwork: Subnetwork) -> float:
+        time.sleep(0.002)
+        return stepped(subnetwork)
+
+    hurried, patient = Device(slow), Device(slow)
+    measure(PLAN, hurried, seconds=0.0)  # type: ignore[arg-type]
+    measure(PLAN, patient)  # type: ignore[arg-type]
+    assert set(PLAN.stacks()) < set(hurried.timed)
+    assert PLAN.full in hurried.timed
+    assert len(hurried.timed) < len(patient.timed)
+
+
+@pytest.mark.parametrize("cost", [straight, stepped])
+def test_progress_is_told_of_all_that_may_be_measured(cost: Cost) -> None:
+    told: list[float] = []
+    measure(PLAN, Device(cost), advance=told.append)  # type: ignore[arg-type]
+    assert sum(told) == most_networks(PLAN)
+    assert min(told) >= 0
+
+
+def test_unseen_networks_are_measured_twice() -> None:
+    found = check(PLAN, Device(stepped, noise=0.01))  # type: ignore[arg-type]
+    assert [first.subnetwork for first, _ in found] == list(PLAN.unseen)
+    assert all(a.subnetwork == b.subnetwork and a.points != b.points for a, b in found)
+
+
+def test_measurement_travels() -> None:
+    (measurement,) = (Device(stepped, noise=0.01).time(PLAN.full, 3, 2),)
+    assert Measurement.from_json(json.loads(json.dumps(measurement.to_json()))) == measurement
