@@ -51,7 +51,7 @@ class OpenVinoTemplate:
     def resized(self, subnetwork: Subnetwork) -> Any:
         """A copy of the graph for the subnetwork: widths changed, its other blocks left out."""
         graph = self.graph.clone()
-        operations = {op.get_friendly_name(): op for op in graph.get_ops()}
+        operations = {op.get_friendly_name(): op for op in graph.get_ordered_ops()}
         kept = [block for _, block in subnetwork.kept]
         for constant in self.elastic:
             if constant.block < len(kept):
@@ -106,18 +106,9 @@ class OpenVinoTemplate:
             source = op.input_value(1).get_node()
             if block is None or self._scope_of(source.get_friendly_name()) in (None, block):
                 continue
-            sizes = (
-                [
-                    axis.get_length() if axis.is_static else 0
-                    for axis in o.get_output_partial_shape(0)
-                ]
-                for o in (op, twin)
-            )
-            rules = rules_between(
-                *(np.array(s, np.int64) for s in sizes),
-                self.full.blocks[block],
-                other.blocks[block],
-            )[1]
+            ours, theirs = (_static_sizes(o.output(0)) for o in (op, twin))
+            widths = self.full.blocks[block], other.blocks[block]
+            _, rules = rules_between(ours, theirs, *widths)
             if rules:
                 yield ElasticConstant(op.get_friendly_name(), 1, block, True, rules)
 
@@ -204,6 +195,12 @@ def _lend(port: Any, borrowed: ElasticConstant, block: Block, full: Block) -> No
         for at in range(rank)
     ]
     port.replace_source_output(ops.concat(parts, 0).output(0))
+
+
+def _static_sizes(output: Any) -> Array:
+    """The sizes of a value's axes, 0 where they are not known."""
+    shape = output.get_partial_shape()
+    return np.array([axis.get_length() if axis.is_static else 0 for axis in shape], np.int64)
 
 
 def _packed(constant: Any) -> bool:

@@ -37,14 +37,13 @@ from hwnas.latency.table import (
     AtLength,
     Entry,
     LatencyTable,
+    Machine,
     Milliseconds,
     ModelSizes,
     Operator,
     Protocol,
     Validation,
     ValidationRow,
-    describe_device,
-    versions_of,
 )
 from hwnas.latency.target import Target
 from hwnas.progress import bar
@@ -85,7 +84,7 @@ def profile(
     config = _config(model)
     shape = find_shape(config)
     check_phase(shape, target)
-    warnings = _doctors_warnings()
+    machine = Machine.here(target)
     plan = Plan.of(shape, validate, seed)
     with pinned(target.threads):
         stopwatch = Stopwatch(builder(config, target), target, plan.reference)
@@ -97,7 +96,7 @@ def profile(
         with bar("check the table", 2 * len(plan.unseen)) as advance:
             unseen = check(plan, stopwatch, advance)
     session = Session(tuple(fitted), tuple(unseen), seconds)
-    return table_of(session, plan, shape, target, warnings)
+    return table_of(session, plan, shape, target, machine)
 
 
 def validate_table(
@@ -121,7 +120,7 @@ def validate_table(
 
 
 def table_of(
-    session: Session, plan: Plan, shape: Shape, target: Target, warnings: Sequence[str]
+    session: Session, plan: Plan, shape: Shape, target: Target, machine: Machine
 ) -> LatencyTable:
     """The table of a session's measurements, made here or brought back by a kit."""
     fitted = session.fitted
@@ -139,12 +138,11 @@ def table_of(
         for i, length in enumerate(target.lengths)
     )
     spreads = [p.ratio_spread / p.ratio for m in fitted for p in m.points]
-    device = describe_device()
     table = LatencyTable(
         model=ModelSizes.of(shape),
         target=str(target),
-        device=device,
-        versions=versions_of(target),
+        device=machine.device,
+        versions=machine.versions,
         protocol=Protocol(
             pairs=STACK_PAIRS,
             networks=len(fitted),
@@ -155,7 +153,7 @@ def table_of(
             ),
             spread=float(np.median(spreads)),
             seconds=round(session.seconds, 1),
-            warnings=tuple(warnings),
+            warnings=machine.warnings,
         ),
         reference_ms=_stated(full, beside, target),
         lengths=lengths,
@@ -251,12 +249,6 @@ def _config(model: PretrainedConfig | str) -> PretrainedConfig:
     from hwnas.models import load_config
 
     return load_config(model)
-
-
-def _doctors_warnings() -> tuple[str, ...]:
-    from hwnas.doctor import examine
-
-    return examine().warnings
 
 
 def _reference_times(fitted: Sequence[Measurement], points: int) -> list[float]:

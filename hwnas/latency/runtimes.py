@@ -177,19 +177,30 @@ class _OpenVinoDecoding:
     """One token more with OpenVINO, after `target.cache` others and those of the calls before."""
 
     def __init__(self, request: Any, target: Target, vocab: int) -> None:
-        self._request, self._target, self._vocab = request, target, vocab
+        self._request, self._target = request, target
         self._most = target.cache + max(8, target.cache // 8)
         self._tokens = -1  # in the cache; none yet
+        self._feed = random_feed(target, vocab)
 
     def prepare(self) -> None:
-        """Bring the cache back to the target's length if it has grown too far."""
+        """Bring the cache back to the target's length if it has grown too far.
+
+        Random keys and values take the time of real ones. The first token after is left untimed:
+        the runtime arranges the new cache.
+        """
+        import openvino
+
         if 0 <= self._tokens < self._most:
             return
         self._request.reset_state()
-        prompt = replace(self._target, seq=self._target.cache, cache=0)
-        _fed(self._request, random_feed(prompt, self._vocab)).infer()
+        random = np.random.default_rng(0)
+        for state in self._request.query_state():
+            _, heads, _, size = state.state.shape
+            shape = (self._target.batch, heads, self._target.cache, size)
+            cache = random.standard_normal(shape, dtype=np.float32)
+            state.state = openvino.Tensor(cache)
         self._tokens = self._target.cache
-        self._feed = random_feed(self._target, self._vocab)
+        self()
 
     def __call__(self) -> object:
         if self._tokens < 0:

@@ -76,12 +76,12 @@ class Stopwatch:
     def __init__(self, build: Builder, target: Target, reference: Subnetwork) -> None:
         self.build = build
         self.target = target
-        self._reference = self._turns(reference, COMPILATIONS)
+        self.reference = self._turns(reference, COMPILATIONS)
 
     def time(self, subnetwork: Subnetwork, pairs: int, compilations: int = 1) -> Measurement:
         """Compile the subnetwork anew, so many times, and time it beside the reference."""
         candidate = self._turns(subnetwork, compilations)
-        points = time_at_lengths(candidate, self._reference, self.target, pairs)
+        points = time_at_lengths(candidate, self.reference, self.target, pairs)
         return Measurement(subnetwork, compilations, points)
 
     def _turns(self, subnetwork: Subnetwork, compilations: int) -> list[Turns]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import (
@@ -99,6 +99,21 @@ class Device(Part):
     governor: str | None
     memory_gb: PositiveFloat
     system: str
+
+
+class Machine(NamedTuple):
+    """Where measurements were taken, with what, and what may have spoilt them."""
+
+    device: Device
+    versions: dict[str, str]
+    warnings: tuple[str, ...] = ()  # the doctor's
+
+    @classmethod
+    def here(cls, target: Target) -> Machine:
+        """This machine, looked at by the doctor."""
+        from hwnas.doctor import examine
+
+        return cls(describe_device(), versions_of(target), examine().warnings)
 
 
 class Protocol(Part):

@@ -1,0 +1,258 @@
+"""How well a latency table predicts whole networks that it has not seen, beside its rivals.
+
+Per setting (model, runtime, precision, batch, sequence or cache, threads): a table is profiled for
+a limited time, every rival measures for as long, and all predict the same unseen subnetworks of
+mixed widths and depths, which are compiled three times and timed twice. Then: how many networks
+picked just under a budget with 95 % confidence meet it; how far a table measured while other load
+comes and goes is from a quiet one; predictions a second.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from latency_rivals import errors, isolated, toggled_load, trained, whole_samples
+from record import Results, options
+from transformers import BertConfig
+
+from hwnas.anatomy import find_shape
+from hwnas.latency.graphs import builder
+from hwnas.latency.measure import PAIRS, as_stated, pinned
+from hwnas.latency.plan import Plan, whole_networks
+from hwnas.latency.profiling import table_of
+from hwnas.latency.session import COMPILATIONS, Session, Stopwatch, check, measure
+from hwnas.latency.table import LatencyTable, Machine
+from hwnas.latency.target import Target
+from hwnas.models import load_config
+from hwnas.subnetwork import Subnetwork, genomes
+
+
+class Setting(NamedTuple):
+    """One row of the accuracy table."""
+
+    model: str
+    target: str
+    seconds: float  # of measuring at most
+
+
+SETTINGS = (
+    Setting("minilm", "openvino:cpu:threads=1,batch=1,seq=128", 20),
+    Setting("minilm", "onnxruntime:cpu:threads=1,batch=1,seq=32", 20),
+    Setting("minilm", "onnxruntime:cpu:threads=1,batch=1,seq=128,precision=int8-dynamic", 20),
+    Setting("minilm", "openvino:cpu:threads=2,batch=8,seq=32,precision=int8-static", 20),
+    Setting("bert-base", "openvino:cpu:threads=2,batch=1,seq=128", 60),
+    Setting("bert-base", "onnxruntime:cpu:threads=1,batch=1,seq=32,precision=int8-dynamic", 60),
+    Setting("bert-base", "openvino:cpu:threads=1,batch=1,seq=384", 60),
+    Setting(
+        "smollm2",
+        "openvino:cpu:threads=1,batch=1,phase=decode,cache=128,precision=int8-weights",
+        120,
+    ),
+    Setting(
+        "smollm2",
+        "openvino:cpu:threads=1,batch=1,phase=decode,cache=1024,precision=int8-weights",
+        120,
+    ),
+    Setting("smollm2", "openvino:cpu:threads=1,batch=1,phase=prefill,seq=128", 120),
+)
+COMPLIANCE = "openvino:cpu:threads=1,batch=1,seq=64"
+ROBUSTNESS = (
+    "openvino:cpu:threads=1,batch=1,seq=64",
+    "openvino:cpu:threads=2,batch=1,seq=64",
+)
+UNSEEN, QUICK_UNSEEN = 32, 6
+BUDGETS, QUICK_BUDGETS = 100, 8
+PROTOCOL = (
+    "every rival measures for as long as the table; unseen networks: 3 compilations in turns, 15 "
+    "pairs, timed twice; errors against the first timing"
+)
+
+
+def config_of(model: str) -> Any:
+    """The config of a model by its short name; weights are random, times do not depend on them."""
+    return BertConfig() if model == "bert-base" else load_config(f"demo:{model}")
+
+
+def accuracy(setting: Setting, unseen: int) -> dict[str, Any]:
+    """A table and its rivals on one setting."""
+    target = Target.parse(setting.target)
+    config = config_of(setting.model)
+    shape = find_shape(config)
+    plan = Plan.of(shape, unseen, seed=0)
+    build = builder(config, target)
+    with pinned(target.threads):
+        stopwatch = Stopwatch(build, target, plan.reference)
+        begin = time.perf_counter()
+        fitted = measure(plan, stopwatch, setting.seconds)
+        seconds = time.perf_counter() - begin
+        samples = whole_samples(plan, shape, stopwatch, seconds)
+        begin = time.perf_counter()
+        alone = isolated(plan, shape, target, stopwatch.reference)
+        alone_seconds = time.perf_counter() - begin
+        pairs = check(plan, stopwatch)
+    session = Session(tuple(fitted), tuple(pairs), seconds)
+    table = table_of(session, plan, shape, target, Machine.here(target))
+    found = table.validation
+    assert found is not None
+    networks = [first.subnetwork for first, _ in pairs]
+    once = np.array([first.points[0].ratio for first, _ in pairs])
+    rivals = trained(samples, shape, target) | {"isolated": alone}
+    return {
+        "full_ms": table.reference_ms,
+        "seconds": seconds,
+        "networks": len(fitted),
+        "mape": found.mape,
+        "bias": found.bias,
+        "noise": found.noise,
+        "tau": found.kendall_tau,
+        "coverage_90": found.coverage_90,
+        "interval_90": table.interval_90,
+        "rival_networks": len(samples),
+        "isolated_seconds": alone_seconds,
+        "rivals": {name: errors(predict(networks), once) for name, predict in rivals.items()},
+        "unseen": [row.model_dump() for row in found.rows],
+    }
+
+
+def profiled(spec: str) -> tuple[LatencyTable, Stopwatch, Plan, list[Any]]:
+    """A table of MiniLM in 20 s, and what measured it."""
+    target = Target.parse(spec)
+    config = config_of("minilm")
+    shape = find_shape(config)
+    plan = Plan.of(shape)
+    stopwatch = Stopwatch(builder(config, target), target, plan.reference)
+    with pinned(target.threads):
+        begin = time.perf_counter()
+        fitted = measure(plan, stopwatch, 20)
+    session = Session(tuple(fitted), (), time.perf_counter() - begin)
+    table = table_of(session, plan, shape, target, Machine.here(target))
+    return table, stopwatch, plan, fitted
+
+
+def compliance(count: int) -> dict[str, Any]:
+    """Networks picked just under a budget with 95 % confidence, measured."""
+    table, stopwatch, _, fitted = profiled(COMPLIANCE)
+    target = Target.parse(COMPLIANCE)
+    sure, likely = table.predictor(0.95), table.predictor()
+    candidates = whole_networks(table.model.shape, 5000, seed=5)
+    bound = sure.predict_many(genomes(candidates))
+    beside = statistics.median(m.points[0].reference_ms for m in fitted)
+    rows = []
+    with pinned(target.threads):
+        for budget in np.linspace(0.3, 0.9, count) * table.reference_ms:
+            inside = np.flatnonzero(bound <= budget)
+            pick: Subnetwork = candidates[int(inside[np.argmax(bound[inside])])]
+            measured = stopwatch.time(pick, PAIRS, COMPILATIONS)
+            ms = as_stated(measured.points, target).ratio * beside
+            rows.append((float(budget), likely.predict(pick), ms))
+    budgets, predicted, ms = np.array(rows).T
+    return {
+        "picked": len(rows),
+        "met": float(np.mean(ms <= budgets)),
+        "slack": float(np.mean(1 - predicted / budgets)),
+        "used": float(np.mean(ms / budgets)),
+        "interval_90": table.interval_90,
+        "picks": rows,
+    }
+
+
+def robustness(spec: str) -> dict[str, Any]:
+    """How far entries move when two processors are burnt on and off while profiling."""
+    quiet, *_, before = profiled(spec)
+    load = toggled_load(period=3.0)
+    next(load)
+    loaded, *_, during = profiled(spec)
+    load.close()
+    again, *_, after = profiled(spec)
+
+    def drift(other: LatencyTable) -> float:
+        mine = {(e.op, *e.dims.items()): e.ratio_to_reference for e in quiet.entries}
+        theirs = {(e.op, *e.dims.items()): e.ratio_to_reference for e in other.entries}
+        shared = [k for k in mine.keys() & theirs.keys() if mine[k] > 0]
+        return float(np.median([abs(theirs[k] / mine[k] - 1) for k in shared]))
+
+    def raw_drift(other: list[Any]) -> float:
+        """Of the networks' own milliseconds, as a table without pairing would take them."""
+        mine = {m.subnetwork: m.points[0].ms for m in before}
+        theirs = {m.subnetwork: m.points[0].ms for m in other}
+        return float(np.median([abs(theirs[s] / mine[s] - 1) for s in mine.keys() & theirs.keys()]))
+
+    return {
+        "drift": drift(loaded),
+        "drift_quiet_again": drift(again),
+        "unpaired_drift": raw_drift(during),
+        "unpaired_drift_quiet_again": raw_drift(after),
+    }
+
+
+def speed() -> dict[str, Any]:
+    """Predictions a second on one core, one vectorised call for a million BERT-base networks."""
+    table, *_ = profiled(COMPLIANCE)
+    rng = np.random.default_rng(0)
+    widths = (rng.integers(1, 13, (10**6, 12)), 64 * rng.integers(1, 25, (10**6, 12)))
+    million = np.stack(widths, axis=-1)
+    predictor = table.predictor()
+    times = []
+    for _ in range(5):
+        begin = time.process_time()
+        predictor.predict_many(million)
+        times.append(time.process_time() - begin)
+    return {"per_second": 1e6 / statistics.median(times)}
+
+
+def main() -> None:
+    """Measure, and write the rows and the headline."""
+    args = options("latency_tables", __doc__)
+    results = Results("latency_tables", args.quick, PROTOCOL, args.json)
+    settings = SETTINGS[:1] if args.quick else SETTINGS
+    unseen = QUICK_UNSEEN if args.quick else UNSEEN
+    for setting in settings:
+        key = {"what": "accuracy", "model": setting.model, "target": setting.target}
+        results.row(key, lambda setting=setting: accuracy(setting, unseen))  # type: ignore[misc]
+    budgets = QUICK_BUDGETS if args.quick else BUDGETS
+    results.row({"what": "compliance", "target": COMPLIANCE}, lambda: compliance(budgets))
+    for spec in ROBUSTNESS[: 1 if args.quick else None]:
+        results.row(
+            {"what": "robustness", "target": spec},
+            lambda spec=spec: robustness(spec),  # type: ignore[misc]
+        )
+    results.row({"what": "speed"}, speed)
+    results.finish(headline(results.rows))
+
+
+def headline(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians over the settings, and the rest."""
+    found = [row for row in rows if row["what"] == "accuracy"]
+
+    def median(values: list[float]) -> float:
+        return round(statistics.median(values), 4)
+
+    inside = [
+        abs(row["measured_ms"] / row["predicted_ms"] - 1) <= setting["interval_90"]
+        for setting in found
+        for row in setting["unseen"]
+    ]
+    others = {row["what"]: row for row in rows if row["what"] != "accuracy"}
+    return {
+        "settings": len(found),
+        "mape_median": median([row["mape"] for row in found]),
+        "noise_median": median([row["noise"] for row in found]),
+        "tau_median": median([row["tau"] for row in found]),
+        "tau_least": min(row["tau"] for row in found),
+        **{
+            f"{rival}_mape_median": median([row["rivals"][rival]["mape"] for row in found])
+            for rival in found[0]["rivals"]
+        },
+        "coverage_90": round(float(np.mean(inside)), 4),
+        "compliance_95": others["compliance"]["met"],
+        "slack_95": others["compliance"]["slack"],
+        "drift_under_load": max(r["drift"] for r in rows if r["what"] == "robustness"),
+        "predictions_per_second": others["speed"]["per_second"],
+    }
+
+
+if __name__ == "__main__":
+    main()
