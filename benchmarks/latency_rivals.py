@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hwnas.latency.measure import Turns, prepare, time_at_lengths
 from hwnas.latency.plan import Plan, whole_networks
 from hwnas.latency.precision import group_for, quantized
 from hwnas.latency.profiling import operations
-from hwnas.latency.session import STACK_PAIRS, Measurement, Stopwatch
+from hwnas.latency.session import PAIRS_EACH, Measurement, Stopwatch
 from hwnas.latency.target import Target
 from hwnas.subnetwork import Subnetwork
 
@@ -36,7 +37,7 @@ def whole_samples(plan: Plan, shape: Shape, stopwatch: Stopwatch, seconds: float
         if time.perf_counter() > end:
             break
         if subnetwork not in plan.unseen:
-            found.append(stopwatch.time(subnetwork, STACK_PAIRS))
+            found.append(stopwatch.time(subnetwork, PAIRS_EACH))
     return found
 
 
@@ -70,7 +71,7 @@ def trained(samples: Sequence[Measurement], shape: Shape, target: Target) -> dic
     ratios = np.array([m.points[0].ratio for m in samples])
     mlp = make_pipeline(
         StandardScaler(),
-        MLPRegressor((400, 400, 400), learning_rate_init=1e-3, max_iter=2000, random_state=0),
+        MLPRegressor(hidden_layer_sizes=(400, 400, 400), max_iter=2000, random_state=0),
     )
     trees = GradientBoostingRegressor(n_estimators=300, max_depth=3, random_state=0)
     inputs = features(networks, shape)
@@ -155,7 +156,7 @@ def isolated(plan: Plan, shape: Shape, target: Target, reference: Any) -> Predic
         infer = _compiled(module.eval(), inputs, target, group_for(shape))
         turns = [Turns([infer])]
         prepare(reference[0])
-        (paired,) = time_at_lengths(turns, reference[:1], point, STACK_PAIRS)
+        (paired,) = time_at_lengths(turns, reference[:1], point, PAIRS_EACH)
         return paired.ratio
 
     def attention(heads: int) -> float:
@@ -234,8 +235,9 @@ def errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
     }
 
 
+@contextmanager
 def toggled_load(period: float) -> Iterator[None]:
-    """A generator that, between `next` and `close`, burns two processors on and off."""
+    """Burn two processors on and off, so many seconds each, while the body runs."""
     import subprocess
     import sys
 

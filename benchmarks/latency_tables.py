@@ -162,10 +162,8 @@ def compliance(count: int) -> dict[str, Any]:
 def robustness(spec: str) -> dict[str, Any]:
     """How far entries move when two processors are burnt on and off while profiling."""
     quiet, *_, before = profiled(spec)
-    load = toggled_load(period=3.0)
-    next(load)
-    loaded, *_, during = profiled(spec)
-    load.close()
+    with toggled_load(period=3.0):
+        loaded, *_, during = profiled(spec)
     again, *_, after = profiled(spec)
 
     def drift(other: LatencyTable) -> float:

@@ -57,7 +57,7 @@ def left_out(plan: Plan, measured: Sequence[Measurement], point: int) -> dict[Su
     """Each whole network's predicted time over its measured one, from a fit without it."""
     design = _Design.of(plan, measured)
     found = {}
-    for subnetwork in dict.fromkeys(m.subnetwork for m in measured if m.compilations > 1):
+    for subnetwork in {m.subnetwork for m in measured} & set(plan.whole):
         others = [m for m in measured if m.subnetwork != subnetwork]
         costs = design.costs(_solve(design, others, point))
         own = [m.points[point].ratio for m in measured if m.subnetwork == subnetwork]
@@ -89,7 +89,8 @@ class _Design:
     @classmethod
     def of(cls, plan: Plan, measured: Sequence[Measurement]) -> _Design:
         """With a bend at every width that a stack was measured at."""
-        blocks = [m.subnetwork.blocks[0] for m in measured if m.compilations == 1]
+        stacks = {m.subnetwork for m in measured} - set(plan.whole)
+        blocks = [stack.blocks[0] for stack in (stacks or {plan.full})]
         heads, ffn = (set(widths) for widths in zip(*blocks, strict=True))
         return cls(
             tuple(sorted(heads | {plan.heads[-1]})),

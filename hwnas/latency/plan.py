@@ -60,8 +60,13 @@ class Plan:
 
     @property
     def reference(self) -> Subnetwork:
-        """What every network is timed beside: a stack of the widest blocks."""
-        return self.stack(Block(self.heads[-1], self.ffn[-1]))
+        """What every network is timed beside: the stack of half-wide blocks, for it is quick."""
+        return self.stack(self.middle)
+
+    @property
+    def whole(self) -> tuple[Subnetwork, ...]:
+        """The whole networks that costs are fitted to, the full model first."""
+        return (self.full, *self.mixed)
 
     @property
     def middle(self) -> Block:

@@ -25,7 +25,7 @@ from hwnas.latency.graphs import builder
 from hwnas.latency.measure import Paired, as_stated, clock_of, pinned, quantile
 from hwnas.latency.plan import Plan
 from hwnas.latency.session import (
-    STACK_PAIRS,
+    PAIRS_EACH,
     Measurement,
     Session,
     Stopwatch,
@@ -126,7 +126,7 @@ def table_of(
     fitted = session.fitted
     points = range(len(target.points))
     costs = [fit(plan, fitted, point) for point in points]
-    full = next(m for m in fitted if m.subnetwork == plan.full and m.compilations > 1)
+    full = next(m for m in fitted if m.subnetwork == plan.full)
     beside = _reference_times(fitted, len(points))
     lengths = tuple(
         AtLength(
@@ -144,12 +144,12 @@ def table_of(
         device=machine.device,
         versions=machine.versions,
         protocol=Protocol(
-            pairs=STACK_PAIRS,
+            pairs=PAIRS_EACH,
             networks=len(fitted),
             clock="process" if clock_of(target) is time.process_time else "wall",
             reference=(
-                f"the first {plan.depth} blocks of the full model with random weights, several "
-                "compilations in turns"
+                f"{plan.depth} blocks of {plan.middle.heads} heads and FFN {plan.middle.ffn} with "
+                "random weights, several compilations in turns"
             ),
             spread=float(np.median(spreads)),
             seconds=round(session.seconds, 1),

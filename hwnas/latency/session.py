@@ -28,10 +28,13 @@ Builder = Callable[[Subnetwork], Sequence[Inference]]
 # says that so many networks more are done
 Advance = Callable[[float], object]
 
-STACK_PAIRS = 6  # of each measurement of a stack
-WHOLE_PAIRS = 9  # of each measurement of a whole network
+PAIRS_EACH = 6  # of each measurement
+STACK_COMPILATIONS = 2
 COMPILATIONS = 3  # of each whole network, and of the reference
 _BEND = 0.02  # of a stack's time, by which a width lies off the straight line where it bends
+_FAR = 0.04  # from a plain line, that a network may lie at least
+_DOUBTFUL = 4  # networks that are timed again, at most
+_AGREE = 0.04  # two measurements of a network that differ by more call for a third
 _WIDTHS = 9  # measured on a curve at most
 
 
@@ -92,7 +95,8 @@ class Stopwatch:
 def most_networks(plan: Plan) -> int:
     """How many networks `measure` compiles at most."""
     bends = sum(max(0, min(_WIDTHS, len(widths)) - 3) for widths in (plan.heads, plan.ffn))
-    return len(plan.stacks()) + bends + COMPILATIONS * (1 + len(plan.mixed))
+    stacks = STACK_COMPILATIONS * (len(plan.stacks()) + bends)
+    return stacks + COMPILATIONS * len(plan.whole)
 
 
 def measure(
@@ -107,28 +111,29 @@ def measure(
     left = most_networks(plan)
     found: list[Measurement] = []
 
-    def take(subnetwork: Subnetwork, whole: bool = False) -> None:
+    def take(subnetwork: Subnetwork) -> None:
         nonlocal left
-        compilations = COMPILATIONS if whole else 1
-        pairs = WHOLE_PAIRS if whole else STACK_PAIRS
-        found.append(stopwatch.time(subnetwork, pairs, compilations))
+        compilations = COMPILATIONS if subnetwork in plan.whole else STACK_COMPILATIONS
+        found.append(stopwatch.time(subnetwork, PAIRS_EACH, compilations))
         left -= compilations
         advance(compilations)
 
     for stack in plan.stacks():
         take(stack)
-    needed = -(-len(plan.mixed) // 2)
-    for subnetwork in (plan.full, *plan.mixed[:needed]):
-        take(subnetwork, whole=True)
+    needed = 1 + len(plan.mixed) // 2
+    for subnetwork in plan.whole[:needed]:
+        take(subnetwork)
     for stack in _where_it_bends(plan, found):
         if time.perf_counter() > end:
             break
         take(stack)
-    for subnetwork in plan.mixed[needed:]:
+    for subnetwork in plan.whole[needed:]:
         if time.perf_counter() > end:
             break
-        take(subnetwork, whole=True)
+        take(subnetwork)
     advance(left)
+    for doubtful in _far_off(found):
+        found += _again(stopwatch, doubtful)
     return found
 
 
@@ -142,6 +147,34 @@ def check(
             turn[subnetwork] = stopwatch.time(subnetwork, PAIRS, COMPILATIONS)
             advance(1)
     return [(turns[0][s], turns[1][s]) for s in plan.unseen]
+
+
+def _far_off(found: Sequence[Measurement]) -> list[Measurement]:
+    """The few measurements that lie farthest from a plain line through depth and widths.
+
+    Something else may have run meanwhile. What the line itself misses is seldom as much.
+    """
+    rows = np.array(
+        [[1, m.subnetwork.depth, *np.sum(m.subnetwork.genome, axis=0)] for m in found], dtype=float
+    )
+    worst = np.zeros(len(found))
+    for ratios in np.array([[p.ratio for p in m.points] for m in found]).T:
+        line, *_ = np.linalg.lstsq(rows / ratios[:, None], np.ones(len(found)), rcond=None)
+        off = np.abs(rows @ line / ratios - 1)
+        worst = np.maximum(worst, off / max(_FAR, 3 * 1.4826 * float(np.median(off))))
+    order = np.argsort(-worst)[:_DOUBTFUL]
+    return [found[i] for i in order if worst[i] > 1]
+
+
+def _again(stopwatch: Stopwatch, doubtful: Measurement) -> list[Measurement]:
+    """The network timed again, and a third time if the two disagree: two of three then agree."""
+    more: list[Measurement] = []
+    for _ in range(2):
+        more.append(stopwatch.time(doubtful.subnetwork, PAIRS_EACH, doubtful.compilations))
+        pairs = zip(doubtful.points, more[0].points, strict=True)
+        if all(abs(a.ratio / b.ratio - 1) < _AGREE for a, b in pairs):
+            break
+    return more
 
 
 def _where_it_bends(plan: Plan, found: Sequence[Measurement]) -> Iterator[Subnetwork]:
