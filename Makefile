@@ -35,7 +35,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make lint    ruff, mypy --strict"
 	@echo "make bench   every benchmark, --quick"
-	@echo "make docs    write docs/cli.md and docs/latency-table.schema.json"
+	@echo "make docs    write docs/cli.md and latency_tables/latency-table.schema.json"
 	@echo "make clean   remove what was built (keeps .venv and runs/)"
 
 setup: $(READY)
@@ -76,7 +76,7 @@ bench: $(READY)
 docs: $(READY)
 	@mkdir -p docs
 	$(BIN)/typer hwnas.cli utils docs --name hwnas --output docs/cli.md
-	$(BIN)/python -c 'import json; from hwnas.latency.table import LatencyTable as T; print(json.dumps(T.model_json_schema(), indent=2))' > docs/latency-table.schema.json
+	$(BIN)/python -c 'from hwnas.latency.table import json_schema; print(json_schema(), end="")' > latency_tables/latency-table.schema.json
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,25 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from hwnas.latency.device import cpu_flags, cpu_model, governor, read
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# instructions that the runtimes' fast kernels need (int8: VNNI, AMX), as /proc/cpuinfo names them
-_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_bf16",
-    "amx_int8",
-    "amx_tile",
-    "asimd",
-    "asimddp",
-    "i8mm",
-    "sve",
-)
 _ROOT = Path("/")
 _SECONDS = 1.0  # of timing
 
@@ -179,42 +165,32 @@ def examine_cpu(root: Path = _ROOT) -> Cpu:
     """The processor by /proc and /sys under `root`, and this process's share of it."""
     import psutil
 
-    info = _cpuinfo(root)
-    flags = set((info.get("flags") or info.get("Features") or "").split())
-    model = info.get("model name") or platform.processor() or platform.machine()
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     logical = os.cpu_count() or 1
     quota = cgroup_quota(root)
     siblings = {
-        _read(root / f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list") or str(i)
+        read(root / f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list") or str(i)
         for i in allowed
     }
     usable = float(len(allowed) or logical)
     return Cpu(
-        model=model,
+        model=cpu_model(root),
         logical=logical,
         physical=psutil.cpu_count(logical=False),
         usable=min(usable, quota) if quota else usable,
         quota=quota,
         hyperthreads=0 < len(siblings) < len(allowed),
-        flags=tuple(flag for flag in _FLAGS if flag in flags),
-        governor=_read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        flags=cpu_flags(root),
+        governor=governor(root),
         turbo=_turbo(root),
     )
 
 
-def _cpuinfo(root: Path) -> dict[str, str]:
-    """The fields of the first processor in /proc/cpuinfo."""
-    first = (_read(root / "proc/cpuinfo") or "").split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 def _turbo(root: Path) -> bool | None:
-    off = _read(root / "sys/devices/system/cpu/intel_pstate/no_turbo")
+    off = read(root / "sys/devices/system/cpu/intel_pstate/no_turbo")
     if off is not None:
         return off == "0"
-    boost = _read(root / "sys/devices/system/cpu/cpufreq/boost")
+    boost = read(root / "sys/devices/system/cpu/cpufreq/boost")
     return None if boost is None else boost == "1"
 
 
@@ -225,10 +201,10 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
     """
     quotas = []
     for folder in _cgroups(root):
-        limit = _read(folder / "cpu.max")  # version 2: "200000 100000" or "max 100000"
+        limit = read(folder / "cpu.max")  # version 2: "200000 100000" or "max 100000"
         if limit is None:
-            quota = _read(folder / "cpu.cfs_quota_us")
-            period = _read(folder / "cpu.cfs_period_us")
+            quota = read(folder / "cpu.cfs_quota_us")
+            period = read(folder / "cpu.cfs_period_us")
             limit = f"{quota} {period}" if quota and period else ""
         numbers = limit.split()
         if len(numbers) == 2 and numbers[0].isdigit() and int(numbers[0]) > 0:
@@ -239,7 +215,7 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
 def _cgroups(root: Path) -> list[Path]:
     """This process's folders in the cgroup trees that may limit CPU time, and those above them."""
     folders: list[Path] = []
-    for line in (_read(root / "proc/self/cgroup") or "0::/").splitlines():
+    for line in (read(root / "proc/self/cgroup") or "0::/").splitlines():
         number, controllers, path = line.split(":", 2)
         names = controllers.split(",")
         if number != "0" and "cpu" not in names:
@@ -254,7 +230,7 @@ def _cgroups(root: Path) -> list[Path]:
 def _throttled(root: Path) -> float:
     """Share of the periods in which the quota held this process's cgroup back."""
     for folder in _cgroups(root):
-        pairs = (line.split() for line in (_read(folder / "cpu.stat") or "").splitlines())
+        pairs = (line.split() for line in (read(folder / "cpu.stat") or "").splitlines())
         counts = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
         if counts.get("nr_periods"):
             return counts.get("nr_throttled", 0) / counts["nr_periods"]
@@ -294,7 +270,7 @@ def measure_noise(seconds: float, root: Path = _ROOT) -> Noise:
 
 def _ticks(root: Path) -> tuple[int, int]:
     """All the clock ticks of the machine so far, and those that its host stole (/proc/stat)."""
-    first = (_read(root / "proc/stat") or "").partition("\n")[0].split()[1:9]
+    first = (read(root / "proc/stat") or "").partition("\n")[0].split()[1:9]
     ticks = [int(number) for number in first]
     return sum(ticks), ticks[7] if len(ticks) > 7 else 0
 
@@ -358,14 +334,6 @@ def _torch_threads(runtimes: Iterable[Runtime]) -> int | None:
     import torch
 
     return torch.get_num_threads()
-
-
-def _read(path: Path) -> str | None:
-    """The text of a small system file, stripped; None if it is not there or not readable."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
 
 
 def render(diagnosis: Diagnosis) -> RenderableType:

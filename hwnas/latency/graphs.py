@@ -73,8 +73,9 @@ def template(config: PretrainedConfig, target: Target) -> Any:
     blocks = [paths[block] for block in find_family(config).blocks(model)]
     graph = exported_graph(model, target)
     other = exported_graph(random_model(config, variant), target)
-    kind = OnnxTemplate if target.runtime == "onnxruntime" else OpenVinoTemplate
-    return kind(graph, other, full, variant, blocks)
+    if target.runtime == "onnxruntime":
+        return OnnxTemplate(graph, other, full, variant, blocks)
+    return OpenVinoTemplate.of(graph, other, full, variant, blocks)
 
 
 def exported_graph(model: PreTrainedModel, target: Target) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +18,25 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
+_SMALL = 4096  # bytes
 _RANK = 3  # of what goes from block to block
 
 
+@dataclass(frozen=True)
 class OpenVinoTemplate:
     """The full model's graph, and what in it follows the widths of its blocks."""
 
-    def __init__(
-        self, graph: Any, variant: Any, full: Subnetwork, other: Subnetwork, blocks: Sequence[str]
-    ) -> None:
+    graph: Any  # openvino.Model
+    full: Subnetwork
+    scopes: tuple[str, ...]  # of each block, which its operations' names begin with
+    elastic: tuple[ElasticConstant, ...]
+    borrowed: tuple[ElasticConstant, ...]  # shapes that a block takes from another
+    cached: dict[str, int]  # cache of keys or values (its Assign) -> its block
+
+    @classmethod
+    def of(
+        cls, graph: Any, variant: Any, full: Subnetwork, other: Subnetwork, blocks: Sequence[str]
+    ) -> OpenVinoTemplate:
         """Compare two `openvino.Model`s.
 
         Args:
@@ -37,16 +48,37 @@ class OpenVinoTemplate:
         Raises:
             HwnasError: the two do not correspond, operation by operation.
         """
-        self.graph = graph
-        self.full = full
-        self._scopes = [f"__module.{path}" for path in blocks]
-        self.elastic = list(self._compare(variant, other))
-        self._borrowed = list(self._shapes_of_others(variant, other))
-        # cache of keys or values -> its block
-        self._cached = {
-            sink.get_friendly_name(): self._block_of(sink.input_value(0).get_node())
-            for sink in graph.get_sinks()
+        found = _Comparison(graph, variant, full, other, [f"__module.{path}" for path in blocks])
+        return cls(
+            graph=graph,
+            full=full,
+            scopes=tuple(found.scopes),
+            elastic=tuple(found.elastic()),
+            borrowed=tuple(found.borrowed()),
+            cached=found.cached(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the graph, for a kit."""
+        return {
+            "full": self.full.genome,
+            "scopes": self.scopes,
+            "elastic": [asdict(constant) for constant in self.elastic],
+            "borrowed": [asdict(constant) for constant in self.borrowed],
+            "cached": self.cached,
         }
+
+    @classmethod
+    def from_json(cls, graph: Any, stored: dict[str, Any]) -> OpenVinoTemplate:
+        """What `to_json` wrote, with its graph."""
+        return cls(
+            graph=graph,
+            full=Subnetwork.of(stored["full"]),
+            scopes=tuple(stored["scopes"]),
+            elastic=tuple(ElasticConstant.from_json(c) for c in stored["elastic"]),
+            borrowed=tuple(ElasticConstant.from_json(c) for c in stored["borrowed"]),
+            cached=dict(stored["cached"]),
+        )
 
     def resized(self, subnetwork: Subnetwork) -> Any:
         """A copy of the graph for the subnetwork: widths changed, its other blocks left out."""
@@ -60,14 +92,14 @@ class OpenVinoTemplate:
                 widths = kept[constant.block], self.full.blocks[constant.block]
                 resized = constant.resized(_array(source), *widths)
                 port.replace_source_output(_constant(resized, source))
-        for borrowed in self._borrowed:
+        for borrowed in self.borrowed:
             if borrowed.block < len(kept) and kept[borrowed.block].heads != kept[0].heads:
                 widths = kept[borrowed.block], self.full.blocks[borrowed.block]
                 _lend(operations[borrowed.consumer].input(borrowed.port), borrowed, *widths)
-        if len(kept) < len(self._scopes):
+        if len(kept) < len(self.scopes):
             self._cut(operations, len(kept))
         for sink in graph.get_sinks():  # the caches of keys and values
-            block = self._cached.get(sink.get_friendly_name())
+            block = self.cached.get(sink.get_friendly_name())
             if block is not None and block >= len(kept):
                 graph.remove_sink(sink)
                 graph.remove_variable(graph.get_variable_by_id(sink.get_variable_id()))
@@ -75,57 +107,6 @@ class OpenVinoTemplate:
                 self._resize_cache(graph, sink, kept[block], self.full.blocks[block])
         graph.validate_nodes_and_infer_types()
         return graph
-
-    def _compare(self, variant: Any, other: Subnetwork) -> Iterator[ElasticConstant]:
-        ours, theirs = self.graph.get_ordered_ops(), variant.get_ordered_ops()
-        if [op.get_type_name() for op in ours] != [op.get_type_name() for op in theirs]:
-            raise HwnasError("two exports of the model differ in more than their widths")
-        for op, twin in zip(ours, theirs, strict=True):
-            for port, (a, b) in enumerate(zip(op.inputs(), twin.inputs(), strict=True)):
-                source, changed = (x.get_source_output().get_node() for x in (a, b))
-                if source.get_type_name() != "Constant":
-                    continue
-                array, twins = _array(source), _array(changed)
-                if same_size(array, twins):
-                    continue
-                block = self._block_of(op)
-                widths = self.full.blocks[block], other.blocks[block]
-                entries, rules = rules_between(array, twins, *widths)
-                yield ElasticConstant(op.get_friendly_name(), port, block, entries, rules)
-
-    def _shapes_of_others(self, variant: Any, other: Subnetwork) -> Iterator[ElasticConstant]:
-        """Shapes that a block takes from another block, and which of their entries follow widths.
-
-        The converter makes one of all shapes that are alike, and those of blocks whose keys and
-        values are shared by several query heads are, as long as all blocks have as many.
-        """
-        for op, twin in zip(self.graph.get_ordered_ops(), variant.get_ordered_ops(), strict=True):
-            if op.get_type_name() != "Broadcast":
-                continue
-            block = self._scope_of(op.get_friendly_name())
-            source = op.input_value(1).get_node()
-            if block is None or self._scope_of(source.get_friendly_name()) in (None, block):
-                continue
-            ours, theirs = (_static_sizes(o.output(0)) for o in (op, twin))
-            widths = self.full.blocks[block], other.blocks[block]
-            _, rules = rules_between(ours, theirs, *widths)
-            if rules:
-                yield ElasticConstant(op.get_friendly_name(), 1, block, True, rules)
-
-    def _scope_of(self, name: str) -> int | None:
-        """The block in which an operation stands by its name."""
-        return next((i for i, scope in enumerate(self._scopes) if _within(name, scope)), None)
-
-    def _block_of(self, operation: Any) -> int:
-        """The block that the operation belongs to: its own, or that of what it leads to."""
-        ahead = deque([operation])
-        while ahead:
-            op = ahead.popleft()
-            block = self._scope_of(op.get_friendly_name())
-            if block is not None:
-                return block
-            ahead.extend(p.get_node() for out in op.outputs() for p in out.get_target_inputs())
-        raise HwnasError(f"{operation.get_friendly_name()} is elastic but in no block")
 
     def _resize_cache(self, graph: Any, sink: Any, block: Block, full: Block) -> None:
         """Give a block's cache `(batch, KV heads, tokens, head size)` the block's heads."""
@@ -143,7 +124,7 @@ class OpenVinoTemplate:
 
     def _cut(self, operations: dict[str, Any], kept: int) -> None:
         """Lead the last kept block's result to where the last block's went."""
-        last, end = (self._result(operations, self._scopes[i]) for i in (kept - 1, -1))
+        last, end = (self._result(operations, self.scopes[i]) for i in (kept - 1, -1))
         for port in end.get_target_inputs():
             port.replace_source_output(last)
 
@@ -172,6 +153,78 @@ class OpenVinoTemplate:
         if found is not None:
             return found
         raise HwnasError(f"nothing outside {scope} uses its result")
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Two exports of different widths, side by side."""
+
+    graph: Any
+    variant: Any
+    full: Subnetwork
+    other: Subnetwork
+    scopes: list[str]
+
+    def elastic(self) -> Iterator[ElasticConstant]:
+        """Constants that differ, and how."""
+        ours, theirs = self.graph.get_ordered_ops(), self.variant.get_ordered_ops()
+        if [op.get_type_name() for op in ours] != [op.get_type_name() for op in theirs]:
+            raise HwnasError("two exports of the model differ in more than their widths")
+        for op, twin in zip(ours, theirs, strict=True):
+            for port, (a, b) in enumerate(zip(op.inputs(), twin.inputs(), strict=True)):
+                source, changed = (x.get_source_output().get_node() for x in (a, b))
+                if source.get_type_name() != "Constant":
+                    continue
+                array, twins = _array(source), _array(changed)
+                if same_size(array, twins):
+                    continue
+                block = self._block_of(op)
+                widths = self.full.blocks[block], self.other.blocks[block]
+                entries, rules = rules_between(array, twins, *widths)
+                yield ElasticConstant(op.get_friendly_name(), port, block, entries, rules)
+
+    def borrowed(self) -> Iterator[ElasticConstant]:
+        """Shapes that a block takes from another block, and which of their entries follow widths.
+
+        The converter makes one of all shapes that are alike, and those of blocks whose keys and
+        values are shared by several query heads are, as long as all blocks have as many.
+        """
+        for op, twin in zip(
+            self.graph.get_ordered_ops(), self.variant.get_ordered_ops(), strict=True
+        ):
+            if op.get_type_name() != "Broadcast":
+                continue
+            block = self._scope_of(op.get_friendly_name())
+            source = op.input_value(1).get_node()
+            if block is None or self._scope_of(source.get_friendly_name()) in (None, block):
+                continue
+            ours, theirs = (_static_sizes(o.output(0)) for o in (op, twin))
+            widths = self.full.blocks[block], self.other.blocks[block]
+            _, rules = rules_between(ours, theirs, *widths)
+            if rules:
+                yield ElasticConstant(op.get_friendly_name(), 1, block, True, rules)
+
+    def _scope_of(self, name: str) -> int | None:
+        """The block in which an operation stands by its name."""
+        return next((i for i, scope in enumerate(self.scopes) if _within(name, scope)), None)
+
+    def _block_of(self, operation: Any) -> int:
+        """The block that the operation belongs to: its own, or that of what it leads to."""
+        ahead = deque([operation])
+        while ahead:
+            op = ahead.popleft()
+            block = self._scope_of(op.get_friendly_name())
+            if block is not None:
+                return block
+            ahead.extend(p.get_node() for out in op.outputs() for p in out.get_target_inputs())
+        raise HwnasError(f"{operation.get_friendly_name()} is elastic but in no block")
+
+    def cached(self) -> dict[str, int]:
+        """The caches of keys and values, each with its block."""
+        return {
+            sink.get_friendly_name(): self._block_of(sink.input_value(0).get_node())
+            for sink in self.graph.get_sinks()
+        }
 
 
 def _within(name: str, scope: str) -> bool:
@@ -208,8 +261,35 @@ def _packed(constant: Any) -> bool:
     return int(constant.get_output_element_type(0).bitwidth) < 8
 
 
+def repeat(constant: Any, count: int, number: int) -> None:
+    """Put a constant in the place of a large one that repeats its first `count` values.
+
+    They are moved a little by `number`: the runtime may keep equal weights only once. Small ones
+    stay as they are: shapes, scales, norms.
+    """
+    import openvino
+    from openvino import opset13 as ops
+
+    raw = np.ascontiguousarray(constant.get_data()).reshape(-1).view(np.uint8)
+    if raw.size <= _SMALL:
+        return
+    if _packed(constant):
+        few = np.roll(raw[:count], number)
+        shape, kind = tuple(constant.get_output_shape(0)), constant.get_output_element_type(0)
+        replacement = ops.constant(openvino.Tensor(np.resize(few, raw.size), shape, kind))
+    else:
+        values = constant.get_data()
+        few = np.roll(values.ravel()[:count], number)
+        if few.dtype.kind == "f":
+            few = few * few.dtype.type(1 + 1e-3 * number)
+        replacement = ops.constant(np.resize(few, values.shape))
+    replacement.set_friendly_name(constant.get_friendly_name())
+    for port in constant.output(0).get_target_inputs():
+        port.replace_source_output(replacement.output(0))
+
+
 def _array(constant: Any) -> Array:
-    """The constant's values; where they are packed, an array of its shape."""
+    """A constant's values; where several share a byte, an array of its shape only."""
     if _packed(constant):
         return np.broadcast_to(np.uint8(0), tuple(constant.get_output_shape(0)))
     values: Array = constant.get_data()

@@ -81,7 +81,7 @@ def profile(
             for it or not to be had on this machine.
     """
     target = Target.parse(target) if isinstance(target, str) else target
-    config = _config(model)
+    config = config_of(model)
     shape = find_shape(config)
     check_phase(shape, target)
     machine = Machine.here(target)
@@ -243,7 +243,8 @@ def operations(subnetwork: Subnetwork, shape: Shape, target: Target) -> float:
     )
 
 
-def _config(model: PretrainedConfig | str) -> PretrainedConfig:
+def config_of(model: PretrainedConfig | str) -> PretrainedConfig:
+    """The config itself, or that of the model of this name."""
     if not isinstance(model, str):
         return model
     from hwnas.models import load_config

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.errors import UserError
+from hwnas.latency.device import cpu_flags
 from hwnas.latency.measure import Inference
 from hwnas.latency.target import Target
 
@@ -38,9 +39,7 @@ def require(target: Target) -> None:
                 "`hwnas doctor` lists what it finds"
             )
     elif target.precision == "bf16":
-        from hwnas.doctor import examine_cpu
-
-        flags = examine_cpu().flags
+        flags = cpu_flags()
         if not {"avx512_bf16", "amx_bf16"} & set(flags):
             raise UserError(
                 f"target {target}: this processor has no bf16 instructions "

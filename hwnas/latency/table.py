@@ -3,15 +3,14 @@
 A table belongs to the sizes of one model (hidden width, head size, blocks) and to one target, with
 the costs at each of the target's lengths. It says on which machine, with which versions and by
 which protocol it was measured, and how well it predicts whole subnetworks that it had not seen. Its
-JSON Schema is `latency_tables/schema.json`.
+JSON Schema is `latency_tables/latency-table.schema.json`.
 """
 
 from __future__ import annotations
 
-import platform
-from contextlib import suppress
+import json
 from dataclasses import asdict, replace
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +29,7 @@ from pydantic import (
 from hwnas.anatomy import Shape
 from hwnas.errors import UserError
 from hwnas.files import read_model, write_json
+from hwnas.latency import device
 from hwnas.latency.checks import contradiction, doubts
 from hwnas.latency.predictor import Curve, LatencyPredictor, weighted
 from hwnas.latency.target import Target
@@ -363,7 +363,7 @@ class LatencyTable(Part):
         if target.statistic == "median":
             mean = weighted(at_each, [length.share for length in self.lengths])
         else:
-            number, factor = self._percentile_of(0.95)
+            number, factor = self._percentile(0.95)
             mean = at_each[number].scaled(factor)
         likely = replace(mean, baseline_ms=self.reference_ms)
         return likely if confidence is None else likely.scaled(self.margin(confidence))
@@ -401,7 +401,14 @@ class LatencyTable(Part):
             baseline_ms=reference.reference_ms,
         )
 
-    def _percentile_of(self, at: float) -> tuple[int, float]:
+    def stated_reference(self) -> float:
+        """The full model's latency as the target states it, from that at each length."""
+        if Target.parse(self.target).statistic == "median":
+            return float(sum(length.share * length.reference_ms for length in self.lengths))
+        number, factor = self._percentile(0.95)
+        return self.lengths[number].reference_ms * factor
+
+    def _percentile(self, at: float) -> tuple[int, float]:
         """The length whose requests are at this quantile of all, and their time over the median's.
 
         Longer requests take longer, so all requests stand in the order of their lengths.
@@ -417,30 +424,20 @@ class LatencyTable(Part):
         raise AssertionError("a target has a length")
 
 
+def json_schema() -> str:
+    """The table's JSON Schema, as `latency_tables/latency-table.schema.json` holds it."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(schema | LatencyTable.model_json_schema(), indent=1) + "\n"
+
+
 def describe_device() -> Device:
     """This machine."""
-    import psutil
-
-    from hwnas.doctor import examine_cpu
-
-    cpu = examine_cpu()
-    return Device(
-        cpu=cpu.model,
-        flags=cpu.flags,
-        cores=cpu.logical,
-        governor=cpu.governor,
-        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-    )
+    return Device(**device.describe())
 
 
 def versions_of(target: Target) -> dict[str, str]:
     """Versions of what makes and serves the measured graphs, of the packages installed."""
-    found = {}
-    for package in ("torch", "transformers", *_PACKAGES[target.runtime]):
-        with suppress(metadata.PackageNotFoundError):  # another build of it, such as a -gpu one
-            found[package] = metadata.version(package)
-    return found
+    return device.versions_of(("torch", "transformers", *_PACKAGES[target.runtime]))
 
 
 def _short(value: Any) -> str:

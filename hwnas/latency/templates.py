@@ -60,6 +60,11 @@ class ElasticConstant:
     entries: bool  # whether the rules are of its entries, not of its axes
     rules: tuple[Rule, ...]
 
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> ElasticConstant:
+        """What `dataclasses.asdict` made of one."""
+        return cls(**(stored | {"rules": tuple(Rule(**rule) for rule in stored["rules"])}))
+
     def resized(self, array: Array, block: Block, full: Block) -> Array:
         """The constant for a block of other widths; weights are repeated or cut."""
         for rule in self.rules:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 WIDTH = 10.0  # inches, of every picture
 _MANY = 3000  # points from which they are drawn as an image, to keep the page small
 _DARK = "#222222"
-_GREY = "#6b6b6b"
-_HEADS, _FFN, _FULL = "#0072B2", "#D55E00", "#e4e4e4"
+GREY = "#6b6b6b"
+HEADS, FFN, FULL = "#0072B2", "#D55E00", "#e4e4e4"
 
 # colour and marker of each kind of candidate and each strategy
 _STYLES = {
@@ -48,7 +48,7 @@ _SETTINGS: dict[Any, Any] = {  # of matplotlib's rc parameters
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.edgecolor": _GREY,
+    "axes.edgecolor": GREY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -63,7 +63,7 @@ _SETTINGS: dict[Any, Any] = {  # of matplotlib's rc parameters
 
 def pareto(candidates: Sequence[Candidate], chosen: Sequence[Chosen], baseline_ms: float) -> str:
     """Every evaluated candidate: predicted latency against divergence from the teacher."""
-    with _drawing("pareto", height=5.2) as (figure, svg):
+    with drawing("pareto", height=5.2) as (figure, svg):
         axes = figure.add_subplot()
         for kind, (colour, marker) in _styles(c.kind for c in candidates).items():
             points = [c for c in candidates if c.kind == kind]
@@ -112,7 +112,7 @@ def pareto(candidates: Sequence[Candidate], chosen: Sequence[Chosen], baseline_m
 
 def results(summary: Summary, rivals: Sequence[Summary] = ()) -> str:
     """Measured latency against the metric on the test split: baseline, chosen ones, rival runs."""
-    with _drawing("results", height=4.6) as (figure, svg):
+    with drawing("results", height=4.6) as (figure, svg):
         axes = figure.add_subplot()
         baseline = summary.baseline
         axes.scatter(
@@ -123,7 +123,7 @@ def results(summary: Summary, rivals: Sequence[Summary] = ()) -> str:
             marker="o",
             label="baseline",
         )
-        axes.axhline(baseline.metric, color=_GREY, linewidth=1, linestyle=":")
+        axes.axhline(baseline.metric, color=GREY, linewidth=1, linestyle=":")
         for strategy, (colour, marker) in _styles(s.strategy for s in (summary, *rivals)).items():
             runs = [s for s in (summary, *rivals) if s.strategy == strategy]
             points = [c for run in runs for c in run.chosen]
@@ -152,11 +152,11 @@ def results(summary: Summary, rivals: Sequence[Summary] = ()) -> str:
 
 def layers(chosen: Sequence[Chosen], full: Sequence[tuple[int, int]]) -> str:
     """Heads and FFN neurons of every block of the chosen subnetworks, against the full width."""
-    with _drawing("layers", height=0.6 + 2.5 * max(1, len(chosen))) as (figure, svg):
+    with drawing("layers", height=0.6 + 2.5 * max(1, len(chosen))) as (figure, svg):
         grid = figure.subplots(max(1, len(chosen)), 2, squeeze=False)
         for row, c in zip(grid, chosen, strict=False):
             for part, (axes, name, colour) in enumerate(
-                ((row[0], "attention heads", _HEADS), (row[1], "FFN neurons", _FFN))
+                ((row[0], "attention heads", HEADS), (row[1], "FFN neurons", FFN))
             ):
                 widths = [block[part] for block in c.genome]
                 limits = [block[part] for block in full[: len(widths)]]
@@ -173,10 +173,10 @@ def validation(found: Validation) -> str:
     measured = [row.measured_ms for row in found.rows]
     predicted = [row.predicted_ms for row in found.rows]
     by_flops = [row.flops_ms for row in found.rows]
-    with _drawing("validation", height=5.0) as (figure, svg):
+    with drawing("validation", height=5.0) as (figure, svg):
         axes = figure.add_subplot()
         top = 1.08 * max(*measured, *predicted, *by_flops)
-        axes.plot([0, top], [0, top], color=_GREY, linewidth=1, linestyle="--", label="equal")
+        axes.plot([0, top], [0, top], color=GREY, linewidth=1, linestyle="--", label="equal")
         for values, label, filled in (
             (by_flops, f"line through FLOPs (off by {found.flops_mape:.1f} %)", False),
             (predicted, f"table (off by {found.mape:.1f} %)", True),
@@ -186,8 +186,8 @@ def validation(found: Validation) -> str:
                 values,
                 s=44,
                 marker="o" if filled else "s",
-                facecolors=_HEADS if filled else "none",
-                edgecolors=_HEADS if filled else _FFN,
+                facecolors=HEADS if filled else "none",
+                edgecolors=HEADS if filled else FFN,
                 alpha=0.85,
                 label=label,
             )
@@ -205,7 +205,7 @@ def finalists(records: Sequence[Finalist]) -> str:
     """The successive halving of each budget: validation cross-entropy after every rung."""
     groups = list(dict.fromkeys((f.budget, f.round) for f in records))
     several = any(number > 1 for _, number in groups)
-    with _drawing("finalists", height=0.9 + 3.0 * max(1, len(groups))) as (figure, svg):
+    with drawing("finalists", height=0.9 + 3.0 * max(1, len(groups))) as (figure, svg):
         grid = figure.subplots(max(1, len(groups)), 1, squeeze=False)
         styles = _styles(f.kind for f in records)
         for (axes,), (budget, number) in zip(grid, groups, strict=False):
@@ -228,7 +228,7 @@ def finalists(records: Sequence[Finalist]) -> str:
                         xytext=(9, 0),
                         textcoords="offset points",
                         va="center",
-                        color=_GREY,
+                        color=GREY,
                     )
             title = f"{_short(budget, 24)}: finalists, the lower the better"
             axes.set_title(f"{title} (round {number})" if several else title)
@@ -243,7 +243,7 @@ def _block_bars(axes: Axes, widths: Sequence[int], limits: Sequence[int], colour
     """Bars of the active widths before bars of the full ones; a block left out says so."""
     places = range(len(widths))
     crowded = len(widths) > 12
-    axes.bar(places, limits, width=0.8, color=_FULL)
+    axes.bar(places, limits, width=0.8, color=FULL)
     axes.bar(places, widths, width=0.8, color=colour)
     top = max(limits, default=1) or 1
     for place, width in zip(places, widths, strict=True):
@@ -287,7 +287,7 @@ def _front(axes: Axes, candidates: Sequence[Candidate]) -> None:
             [c.predicted_ms for c in best],
             [c.divergence for c in best],
             where="post",
-            color=_GREY,
+            color=GREY,
             linewidth=1.2,
             label="Pareto front",
             zorder=1,
@@ -357,7 +357,7 @@ def _short(name: str, limit: int) -> str:
 
 
 @contextmanager
-def _drawing(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
+def drawing(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
     """A new figure, and a function that gives its SVG once the block has ended.
 
     `name` keeps the ids of several pictures in one page apart.

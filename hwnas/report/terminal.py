@@ -1,4 +1,4 @@
-"""The end of a run, a latency table and an export in the terminal: a table and the finding.
+"""The end of a run and an export in the terminal: a table and the finding.
 
 Plain ASCII of our own, so that consoles without UTF-8 show it; rich exchanges the lines of the
 table itself there. Names come from the user, so none is read as rich markup.
@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import RenderableType
-    from rich.table import Table
     from rich.text import Text
 
     from hwnas.export import Verification
-    from hwnas.latency.table import LatencyTable, Operator
     from hwnas.summary import Chosen, Summary
 
 
@@ -76,54 +74,6 @@ def _verdict(chosen: Chosen) -> Text:
     if not chosen.met:
         return Text("NO", style="bold red")
     return Text("yes" if chosen.measured_ms <= chosen.budget_ms else "within noise", style="green")
-
-
-def render_table(table: LatencyTable) -> RenderableType:
-    """A latency table: how far to trust it first, then the machine and the costs."""
-    from rich.console import Group
-    from rich.text import Text
-
-    fixed = next(entry for entry in table.entries if entry.op == "fixed")
-    facts = [
-        *text.machine(table),
-        ("full model", text.milliseconds(table.reference_ms)),
-        ("what every network costs", text.milliseconds(fixed.ms.median)),
-    ]
-    return Group(
-        Text(text.trust(table), style="bold"),
-        _facts(facts),
-        _costs(table, "attention", "heads"),
-        _costs(table, "ffn", "width"),
-    )
-
-
-def _facts(rows: list[tuple[str, str]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold")
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(name, Text(value))
-    return grid
-
-
-def _costs(table: LatencyTable, op: Operator, dim: str) -> Table:
-    """What one operator of one block costs at each measured width."""
-    from rich.table import Table
-
-    found = Table(title=f"{op} of one block")
-    for title in (dim, "median", "p10", "p90", "of the full model"):
-        found.add_column(title, justify="right", overflow="fold")
-    for entry in sorted((e for e in table.entries if e.op == op), key=lambda e: e.dims[dim]):
-        ms = entry.ms
-        found.add_row(
-            str(entry.dims[dim]),
-            *(text.milliseconds(value) for value in (ms.median, ms.p10, ms.p90)),
-            text.percent(entry.ratio_to_reference),
-        )
-    return found
 
 
 def render_export(record: Verification, out: Path) -> RenderableType:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from hwnas.summary import Chosen, Compute, Summary
 
 if TYPE_CHECKING:
-    from hwnas.latency.table import LatencyTable
+    from hwnas.latency.compare import Comparison
+    from hwnas.latency.table import AtLength, LatencyTable
 
 NO_CHOICE = "No smaller model was chosen: no budget was met."
 
@@ -126,10 +127,38 @@ def trust(table: LatencyTable) -> str:
     return " ".join(sentences)
 
 
+def length_name(table: LatencyTable, length: AtLength) -> str:
+    """`64 tokens`, or `cache of 512 tokens`, with its share of the requests if there are others."""
+    decode = table.target.endswith("phase=decode") or ",phase=decode" in table.target
+    name = f"cache of {length.tokens} tokens" if decode else f"{length.tokens} tokens"
+    return name if len(table.lengths) == 1 else f"{name}, {percent(length.share)}"
+
+
+def comparison(found: Comparison) -> str:
+    """What two tables say of the same networks, in a sentence or two."""
+    return (
+        f"At {found.axis} {found.tokens}, the second table's latencies are {found.scale:.2f} of "
+        f"the first's; apart from that they differ by {found.apart:.1f} % in the mean and rank "
+        f"networks with a Kendall tau of {found.kendall_tau:.2f}. A cost's share of the full model "
+        f"differs by {percent(found.drift)} in the median."
+    )
+
+
 def machine(table: LatencyTable) -> list[tuple[str, str]]:
     """What was measured, on what and how, as name and value."""
     device, protocol = table.device, table.protocol
     clock = "processor time" if protocol.clock == "process" else "wall time"
+    origin = table.adapted_from
+    adapted = []
+    if origin is not None:
+        factors = ", ".join(f"{op} x {factor:.2f}" for op, factor in origin.scales.items())
+        adapted = [
+            (
+                "adapted",
+                f"from {origin.target} on {origin.device.cpu} ({factors}) by "
+                f"{origin.networks} networks timed here",
+            )
+        ]
     return [
         ("model", str(table.model)),
         ("target", table.target),
@@ -141,9 +170,12 @@ def machine(table: LatencyTable) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {number}" for name, number in table.versions.items())),
         (
             "protocol",
-            f"{protocol.pairs} pairs for each network, {clock}, against {protocol.reference}; "
-            f"{duration(protocol.seconds)} in all",
+            f"{protocol.networks} networks, {protocol.pairs} pairs for each, {clock}, against "
+            f"{protocol.reference}; {duration(protocol.seconds)} in all",
         ),
+        ("noise of pairs", percent(protocol.spread)),
+        *adapted,
+        *(("warning", warning) for warning in protocol.warnings),
     ]
 
 

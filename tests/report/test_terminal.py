@@ -11,7 +11,8 @@ from finished_run import HALF, chosen, make_summary, make_table, make_validation
 from rich.console import Console
 
 from hwnas.export import Verification
-from hwnas.report.terminal import render, render_export, render_table
+from hwnas.report.tables import render_table
+from hwnas.report.terminal import render, render_export
 from hwnas.summary import Summary
 
 

@@ -1,0 +1,203 @@
+"""A table of a similar machine, runtime or version, scaled to this one by a few measurements.
+
+What a network costs here is taken to be what its fixed part, its attention and its FFNs cost
+there, each times a factor of its own. The factors are fitted to a handful of networks that tell
+the three apart; where these say little, all three stay near their common ratio. Unseen networks,
+timed here, say how well that worked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hwnas.anatomy import find_shape
+from hwnas.errors import UserError
+from hwnas.latency.graphs import builder
+from hwnas.latency.measure import pinned
+from hwnas.latency.plan import Plan
+from hwnas.latency.predictor import LatencyPredictor
+from hwnas.latency.profiling import check_phase, config_of, validated
+from hwnas.latency.session import COMPILATIONS, PAIRS_EACH, Measurement, Stopwatch, check
+from hwnas.latency.table import Adaptation, LatencyTable, Machine, Milliseconds
+from hwnas.latency.target import Target
+from hwnas.progress import bar
+from hwnas.subnetwork import Block, Subnetwork
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_STIFF = 0.02  # how much the factors keep together, as the relative error that is worth as much
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Costs here over costs there."""
+
+    fixed: float
+    attention: float
+    ffn: float
+
+
+def adapt(
+    table: LatencyTable,
+    model: PretrainedConfig | str,
+    target: Target | str | None = None,
+    *,
+    validate: int = 4,
+    seed: int = 0,
+) -> LatencyTable:
+    """The table for this machine, from a tenth of the measurements that a profile takes.
+
+    Args:
+        table: of the same model sizes, measured elsewhere.
+        model: its config or name, as `profile` takes it.
+        target: of this machine; by default the table's. Its lengths must be the table's.
+        validate: unseen networks to check it on.
+        seed: chooses these.
+
+    Raises:
+        UserError: the table is of another model, or the target of other lengths.
+    """
+    wanted = Target.parse(target) if isinstance(target, str) else target
+    wanted = wanted or Target.parse(table.target)
+    _check_lengths(table, wanted)
+    config = config_of(model)
+    shape = find_shape(config)
+    table.check_model(shape)
+    check_phase(shape, wanted)
+    plan = Plan.of(shape, validate, seed)
+    machine = Machine.here(wanted)
+    networks = telling_networks(plan)
+    with pinned(wanted.threads):
+        stopwatch = Stopwatch(builder(config, wanted), wanted, plan.full)
+        begin = time.perf_counter()
+        measured = []
+        with bar("measure a few networks", len(networks)) as advance:
+            for subnetwork in networks:
+                measured.append(stopwatch.time(subnetwork, 2 * PAIRS_EACH, COMPILATIONS))
+                advance(1)
+        seconds = time.perf_counter() - begin
+        with bar("check the table", 2 * len(plan.unseen)) as advance:
+            unseen = check(plan, stopwatch, advance)
+    adapted = scaled_table(table, measured, wanted, machine, seconds)
+    return validated(adapted, plan, unseen, reference_ms=adapted.reference_ms)
+
+
+def telling_networks(plan: Plan) -> list[Subnetwork]:
+    """Three networks beside the full one: wide attention, wide FFNs, and few blocks."""
+    heads, ffn = plan.heads, plan.ffn
+    depth = len(plan.full.blocks)
+    return list(
+        dict.fromkeys(
+            [
+                plan.stack(Block(heads[-1], ffn[len(ffn) // 4]), depth),
+                plan.stack(Block(heads[len(heads) // 4], ffn[-1]), depth),
+                plan.stack(plan.middle, max(1, depth // 3)),
+            ]
+        )
+    )
+
+
+def scaled_table(
+    table: LatencyTable,
+    measured: Sequence[Measurement],
+    target: Target,
+    machine: Machine,
+    seconds: float,
+) -> LatencyTable:
+    """The table's costs times the factors that the measurements ask for, at each length.
+
+    Args:
+        measured: networks timed beside the full model.
+    """
+    lengths, entries, found = [], [], []
+    for point, length in enumerate(table.lengths):
+        ms = float(np.median([m.points[point].reference_ms for m in measured]))
+        networks = {Subnetwork.full(table.model.shape): ms} | {
+            m.subnetwork: m.points[point].ratio * ms for m in measured
+        }
+        factors = fit_factors(table.predictor_at(length.tokens), networks)
+        found.append(factors)
+        lengths.append(length.model_copy(update={"reference_ms": ms}))
+        for entry in table.entries:
+            if entry.dims[target.axis] == length.tokens:
+                factor = getattr(factors, entry.op)
+                scaled = Milliseconds(
+                    median=entry.ms.median * factor,
+                    p10=entry.ms.p10 * factor,
+                    p90=entry.ms.p90 * factor,
+                )
+                share = {"ratio_to_reference": scaled.median / ms}
+                entries.append(entry.model_copy(update=share | {"ms": scaled}))
+    origin = Adaptation(
+        device=table.device,
+        target=table.target,
+        versions=table.versions,
+        scales={
+            op: float(np.mean([getattr(f, op) for f in found]))
+            for op in ("fixed", "attention", "ffn")
+        },
+        networks=len(measured),
+    )
+    changed = {
+        "target": str(target),
+        "device": machine.device,
+        "versions": machine.versions,
+        "protocol": table.protocol.model_copy(
+            update={"warnings": machine.warnings, "seconds": max(seconds, 1e-3)}
+        ),
+        "lengths": tuple(lengths),
+        "entries": tuple(entries),
+        "adapted_from": origin,
+        "validation": None,
+    }
+    adapted = table.model_copy(update=changed)
+    return LatencyTable.model_validate(
+        adapted.model_dump() | {"reference_ms": adapted.stated_reference()}
+    )
+
+
+def fit_factors(there: LatencyPredictor, networks: Mapping[Subnetwork, float]) -> Factors:
+    """Factors on the fixed part, attention and FFN, by relative least squares, none negative.
+
+    Args:
+        there: the table's predictor.
+        networks: their latency here, ms.
+    """
+    from scipy.optimize import nnls
+
+    rows = np.array([_parts(there, subnetwork) for subnetwork in networks])
+    ms = np.array(list(networks.values()))
+    common = float(np.median(ms / rows.sum(axis=1)))
+    # each factor near the common one, as if that had been measured too
+    stiff = _STIFF * np.eye(3)
+    columns = np.concatenate([rows * common / ms[:, None], stiff])
+    wanted = np.concatenate([np.ones(len(ms)), stiff.sum(axis=1)])
+    factors, _ = nnls(columns, wanted)
+    return Factors(*(float(common * max(f, 1e-3)) for f in factors))
+
+
+def _parts(predictor: LatencyPredictor, subnetwork: Subnetwork) -> tuple[float, float, float]:
+    """The fixed, attention's and FFN's part of a network's latency, ms."""
+    kept = [block for _, block in subnetwork.kept]
+    attention = predictor.attention.at([block.heads for block in kept])
+    ffn = predictor.ffn.at([block.ffn for block in kept])
+    return predictor.fixed_ms, float(attention.sum()), float(ffn.sum())
+
+
+def _check_lengths(table: LatencyTable, target: Target) -> None:
+    theirs = Target.parse(table.target)
+    if (theirs.axis, theirs.lengths, theirs.statistic) != (
+        target.axis,
+        target.lengths,
+        target.statistic,
+    ):
+        raise UserError(
+            f"adapt: the table is of {table.target}, the target asked for is {target}; "
+            "lengths, phase and statistic must be the same"
+        )
