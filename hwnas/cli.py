@@ -69,6 +69,13 @@ def run(
             "(the first ones whole, the last kept one as wide as fits)."
         ),
     ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="That a structure meets its budget before it is timed, e.g. 0.95; "
+            "by default as likely as not."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Training time; scales the recipe's steps.")
@@ -100,6 +107,8 @@ def run(
         changes["task"] = nested["task"] | {"data": data}
     if minutes is not None:
         changes["compute"] = nested["compute"] | {"minutes": minutes}
+    if confidence is not None:
+        changes["measure"] = nested["measure"] | {"confidence": confidence}
     given_changes = {key: value for key, value in changes.items() if value is not None}
     settings = override(settings, "options", given_changes)
     folder = out or _new_run()

@@ -74,7 +74,26 @@ def rows(path: Path, count: int, label: str = "label", labels: str = "ab") -> Pa
         (["fly"], ["fly"]),
         (["profile", "demo:minilm"], ["--out"]),
         (["profile", "demo:minilm", "--out", "t.json", "--target", "gpu"], ["'gpu'"]),
+        (["profile", "demo:minilm", "--out", "t.json", "--minutes", "-1"], ["--minutes"]),
+        (
+            ["profile", "demo:minilm", "--out", "t.json", "--target", "openvino:cpu:phase=decode"],
+            ["needs cache"],
+        ),
+        (
+            ["profile", "demo:smollm2", "--out", "t.json", "--target", "openvino:cpu:seq=8"],
+            ["phase=prefill or decode"],
+        ),
+        (["run", "--model", "demo:smollm2"], ["demo:smollm2", "not yet shrunk"]),
+        (["run", "--confidence", "1.5"], ["measure.confidence"]),
         (["tables", "show", "missing.json"], ["missing.json"]),
+        (["tables", "compare", "missing.json", "other.json"], ["missing.json"]),
+        (["tables", "merge", "missing.json", "other.json", "--out", "x.json"], ["missing.json"]),
+        (["tables", "adapt", "missing.json", "demo:minilm", "--out", "x.json"], ["missing.json"]),
+        (["tables", "import", "missing.json", "--out", "x.json"], ["missing.json"]),
+        (
+            ["tables", "kit", "demo:minilm", "--out", "k.zip", "--target", "torch:cpu:seq=8"],
+            ["made for openvino"],
+        ),
         (["export", "missing", "--out", "x"], ["missing"]),
         (["evaluate", "missing", "--data", "missing.csv"], ["missing"]),
         (["report", "missing"], ["missing", "no such run directory"]),
@@ -163,6 +182,34 @@ def test_a_table_s_doubts_are_said_where_it_is_used(
         assert code == 0
         assert "warning: t.json: never checked" in errors
     refused(hwnas("tables", "predict", "t.json", "[[99, 32]]"), "block 0 has 99 heads")
+
+
+def test_tables_side_by_side_joined_and_drawn(hwnas: Run, tmp_path: Path, tiny_table: Path) -> None:
+    shutil.copy(tiny_table, tmp_path / "t.json")
+    code, out, _ = hwnas("tables", "compare", "t.json", "t.json", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["scale"] == 1
+    code, out, _ = hwnas("tables", "merge", "t.json", "t.json", "--out", "joined.json", "--json")
+    assert code == 0
+    assert json.loads(out)["protocol"]["networks"] > 20
+    code, _, _ = hwnas("tables", "show", "joined.json", "--html", "page.html")
+    assert code == 0
+    assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    code, out, _ = hwnas("tables", "predict", "joined.json", "[[1, 32]]")
+    assert code == 0
+    assert "9 of 10 measurements" in out
+
+
+def test_schema_is_published_as_it_is(hwnas: Run) -> None:
+    from importlib.resources import files
+
+    from hwnas.latency.table import json_schema
+
+    published = files("hwnas.latency_tables") / "latency-table.schema.json"
+    assert published.read_text(encoding="utf-8") == json_schema()
+    code, out, _ = hwnas("tables", "list", "--json")
+    assert code == 0
+    assert "latency-table.schema.json" not in json.loads(out)
 
 
 def test_output_folder_in_use(hwnas: Run, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     settings = {
         "model": str(folder / "model"),
         "task": {"data": str(folder / "tweets.csv"), "max_length": 32},
-        "target": "openvino:cpu:threads=1,batch=1,seq=64",
+        "target": "openvino:cpu:threads=1,batch=1,seq=32/64",
         "budgets": list(BUDGETS),
         "compute": {
             "batch": 8,

@@ -73,8 +73,9 @@ def adapt(
     plan = Plan.of(shape, validate, seed)
     machine = Machine.here(wanted)
     networks = telling_networks(plan)
+    build = builder(config, wanted)
     with pinned(wanted.threads):
-        stopwatch = Stopwatch(builder(config, wanted), wanted, plan.full)
+        stopwatch = Stopwatch(build, wanted, plan.full)
         begin = time.perf_counter()
         measured = []
         with bar("measure a few networks", len(networks)) as advance:

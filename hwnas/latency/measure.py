@@ -22,7 +22,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -210,7 +210,9 @@ def prepare(inference: Inference) -> None:
 def pinned(threads: int) -> Iterator[None]:
     """Keep this process on as many processors as it computes with, the least busy ones.
 
-    Nothing happens where the system does not let it, or where there are no more processors.
+    Nothing happens where the system does not let it, or where there are no more processors. Threads
+    that are made meanwhile, such as a runtime's pool, would stay pinned for as long as they live;
+    they too are let go at the end.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -227,7 +229,15 @@ def pinned(threads: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.sched_setaffinity(0, allowed)
+        for thread in _threads():
+            with suppress(OSError):  # it has ended
+                os.sched_setaffinity(thread, allowed)
+
+
+def _threads() -> list[int]:
+    """This process's threads as the system numbers them; 0, the calling one, where it does not."""
+    tasks = Path("/proc/self/task")
+    return [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]
 
 
 def _busy() -> dict[int, int]:

@@ -86,8 +86,9 @@ def profile(
     check_phase(shape, target)
     machine = Machine.here(target)
     plan = Plan.of(shape, validate, seed)
+    build = builder(config, target)
     with pinned(target.threads):
-        stopwatch = Stopwatch(builder(config, target), target, plan.reference)
+        stopwatch = Stopwatch(build, target, plan.reference)
         begin = time.perf_counter()
         with bar("profile the device", most_networks(plan)) as advance:
             seconds = math.inf if minutes is None else 60 * minutes
@@ -113,8 +114,9 @@ def validate_table(
     table.check_model(shape)
     table.check_target(target)
     plan = Plan.of(shape, n, seed)
+    build = builder(config, target)
     with pinned(target.threads), bar("check the table", 2 * len(plan.unseen)) as advance:
-        stopwatch = Stopwatch(builder(config, target), target, plan.full)
+        stopwatch = Stopwatch(build, target, plan.full)
         found = check(plan, stopwatch, advance)
     return validated(table, plan, found, reference_ms=table.reference_ms)
 

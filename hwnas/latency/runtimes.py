@@ -2,7 +2,8 @@
 
 OpenVINO, ONNX Runtime and torch, on the CPU or a GPU, each with the target's threads and precision,
 and an inference for each of its lengths out of one compilation, as a server has them. An inference
-returns when its result is there: on a GPU it waits for the device.
+returns when its result is there: on a GPU it waits for the device. CUDA graphs are not used, for
+what Optimum and transformers serve does not use them either.
 
 Language models keep the keys and values of the tokens before. To decode at a stated cache length,
 ONNX Runtime is handed a cache of that length every time; OpenVINO's and torch's caches grow with

@@ -292,12 +292,13 @@ class LatencyTable(Part):
         return read_model(path, cls, strict=True)
 
     @classmethod
-    def find(cls, name: Path) -> LatencyTable:
+    def find(cls, name: Path | str) -> LatencyTable:
         """The table in a file, or the shipped one of this name, as `hwnas tables list` prints it.
 
         Raises:
             UserError: as `load` does.
         """
+        name = Path(name)
         shipped = (
             resources.files("hwnas.latency_tables") / f"{name.name.removesuffix('.json')}.json"
         )

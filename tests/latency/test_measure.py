@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
@@ -132,9 +133,22 @@ def test_pinned_to_as_many_processors_as_compute() -> None:
     if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("nothing to choose from")
     allowed = os.sched_getaffinity(0)
+    release, made = threading.Event(), threading.Event()
+
+    def live() -> None:
+        made.set()
+        release.wait()
+
     with pinned(1):
         assert len(os.sched_getaffinity(0)) == 1
+        thread = threading.Thread(target=live)
+        thread.start()
+        made.wait()
+        assert len(os.sched_getaffinity(thread.native_id or 0)) == 1
     assert os.sched_getaffinity(0) == allowed
+    assert os.sched_getaffinity(thread.native_id or 0) == allowed
+    release.set()
+    thread.join()
     with pinned(len(allowed)):
         assert os.sched_getaffinity(0) == allowed
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from samples import MINILM, SMOLLM2
 
 from hwnas.anatomy import Shape
 from hwnas.latency.plan import MIXED, Plan, between, whole_networks
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Block, Subnetwork, macs
 
-MINILM = Shape("bert", hidden=384, head_size=32, heads=(12,) * 6, ffn=(1536,) * 6, vocab=30522)
-SMOLLM2 = Shape("llama", 576, 64, (9,) * 30, (1536,) * 30, 49152, group=3, gated=True, decoder=True)
 TINY = Shape("bert", 8, 8, (1,), (32,), 100)
 
 

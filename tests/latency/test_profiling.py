@@ -6,35 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import BertConfig, LlamaConfig
+from samples import TARGET, TINY, TINY_LLAMA
+from transformers import BertConfig
 
 from hwnas.errors import UserError
 from hwnas.latency.profiling import profile, validate_table
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 from hwnas.subnetwork import Subnetwork
-
-TARGET = Target.parse("openvino:cpu:threads=1,batch=1,seq=16")
-TINY = BertConfig(
-    vocab_size=120,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=64,
-)
-
-
-TINY_LLAMA = LlamaConfig(
-    vocab_size=120,
-    hidden_size=48,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=6,
-    num_key_value_heads=3,
-    head_dim=8,
-    max_position_embeddings=64,
-)
 
 
 @pytest.fixture(scope="module")

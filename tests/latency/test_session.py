@@ -9,16 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from samples import PLAN
 
-from hwnas.anatomy import Shape
 from hwnas.latency.fit import fit, interval_90, left_out
 from hwnas.latency.measure import Paired
-from hwnas.latency.plan import Plan
 from hwnas.latency.session import Measurement, check, measure, most_networks
 from hwnas.subnetwork import Subnetwork
 
-SHAPE = Shape("bert", hidden=384, head_size=32, heads=(12,) * 6, ffn=(1536,) * 6, vocab=30522)
-PLAN = Plan.of(SHAPE, unseen=30, seed=1)
 Cost = Callable[[Subnetwork], float]
 
 
