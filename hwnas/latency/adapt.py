@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,13 @@ from hwnas.latency.plan import Plan
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.profiling import check_phase, config_of, validated
 from hwnas.latency.session import COMPILATIONS, PAIRS_EACH, Measurement, Stopwatch, check
-from hwnas.latency.table import Adaptation, LatencyTable, Machine, Milliseconds
+from hwnas.latency.table import (
+    Adaptation,
+    LatencyTable,
+    Machine,
+    Milliseconds,
+    stated_reference,
+)
 from hwnas.latency.target import Target
 from hwnas.progress import bar
 from hwnas.subnetwork import Block, Subnetwork
@@ -119,6 +125,7 @@ def scaled_table(
     lengths, entries, found = [], [], []
     for point, length in enumerate(table.lengths):
         ms = float(np.median([m.points[point].reference_ms for m in measured]))
+        ms = max([ms, *(shorter.reference_ms for shorter in lengths)])
         networks = {Subnetwork.full(table.model.shape): ms} | {
             m.subnetwork: m.points[point].ratio * ms for m in measured
         }
@@ -145,7 +152,7 @@ def scaled_table(
         },
         networks=len(measured),
     )
-    changed = {
+    changed: dict[str, Any] = {
         "target": str(target),
         "device": machine.device,
         "versions": machine.versions,
@@ -157,10 +164,8 @@ def scaled_table(
         "adapted_from": origin,
         "validation": None,
     }
-    adapted = table.model_copy(update=changed)
-    return LatencyTable.model_validate(
-        adapted.model_dump() | {"reference_ms": adapted.stated_reference()}
-    )
+    changed["reference_ms"] = stated_reference(lengths, target)
+    return LatencyTable(**(dict(table) | changed))
 
 
 def fit_factors(there: LatencyPredictor, networks: Mapping[Subnetwork, float]) -> Factors:

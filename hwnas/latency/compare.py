@@ -15,7 +15,7 @@ import numpy as np
 
 from hwnas.errors import UserError
 from hwnas.latency.plan import whole_networks
-from hwnas.latency.table import AtLength, Entry, LatencyTable, Milliseconds
+from hwnas.latency.table import AtLength, Entry, LatencyTable, Milliseconds, stated_reference
 from hwnas.latency.target import Length, Target
 from hwnas.subnetwork import genomes
 
@@ -153,7 +153,7 @@ def merge(tables: Sequence[LatencyTable]) -> LatencyTable:
         }
     )
     return LatencyTable.model_validate(
-        joined.model_dump() | {"reference_ms": joined.stated_reference()}
+        joined.model_dump() | {"reference_ms": stated_reference(lengths, target)}
     )
 
 

@@ -89,8 +89,9 @@ class _Design:
     @classmethod
     def of(cls, plan: Plan, measured: Sequence[Measurement]) -> _Design:
         """With a bend at every width that a stack was measured at."""
-        stacks = {m.subnetwork for m in measured} - set(plan.whole)
-        blocks = [stack.blocks[0] for stack in (stacks or {plan.full})]
+        stacks, whole = set(plan.stacks()), set(plan.whole)
+        found = {m.subnetwork for m in measured}
+        blocks = [s.blocks[0] for s in found if s in stacks or s not in whole]
         heads, ffn = (set(widths) for widths in zip(*blocks, strict=True))
         return cls(
             tuple(sorted(heads | {plan.heads[-1]})),

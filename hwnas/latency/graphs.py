@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy import find_family, find_shape
 from hwnas.anatomy.dense import new_dense
+from hwnas.latency.measure import Inference
 from hwnas.latency.onnx_graphs import OnnxTemplate
 from hwnas.latency.openvino_graphs import OpenVinoTemplate
 from hwnas.latency.precision import group_for, quantized, random_rows
@@ -41,7 +42,7 @@ _CALIBRATION = 4  # random rows that static quantization is calibrated on
 
 
 def builder(config: PretrainedConfig, target: Target) -> Builder:
-    """A function that compiles any subnetwork of `config` for the target, ready to be timed.
+    """A function that compiles any subnetwork of `config` for the target, so many times.
 
     Raises:
         UserError: the family is unknown, the target's sequence is too long for it, or the machine
@@ -51,16 +52,22 @@ def builder(config: PretrainedConfig, target: Target) -> Builder:
     check_length(config, target)
     vocab = config.vocab_size
     if target.runtime == "torch":
-        return lambda subnetwork: torch_inferences(random_model(config, subnetwork), target, vocab)
-    if target.runtime == "onnxruntime":
-        onnx_template = template(config, target)
-        return lambda subnetwork: onnx_inferences(
-            onnx_template.resized(subnetwork).SerializeToString(), target, vocab
-        )
-    openvino_template = template(config, target)
-    return lambda subnetwork: openvino_inferences(
-        openvino_template.resized(subnetwork), target, vocab
-    )
+
+        def torch_models(subnetwork: Subnetwork, compilations: int) -> list[list[Inference]]:
+            models = (random_model(config, subnetwork) for _ in range(compilations))
+            return [torch_inferences(model, target, vocab) for model in models]
+
+        return torch_models
+    found = template(config, target)
+
+    def graphs(subnetwork: Subnetwork, compilations: int) -> list[list[Inference]]:
+        graph = found.resized(subnetwork)
+        if target.runtime == "onnxruntime":
+            packed = graph.SerializeToString()
+            return [onnx_inferences(packed, target, vocab) for _ in range(compilations)]
+        return [openvino_inferences(graph, target, vocab) for _ in range(compilations)]
+
+    return graphs
 
 
 def template(config: PretrainedConfig, target: Target) -> Any:

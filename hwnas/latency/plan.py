@@ -72,7 +72,7 @@ class Plan:
     def middle(self) -> Block:
         """Where one width stays while the other varies: half of each, a usual neighbourhood."""
         heads, ffn = (
-            min(options, key=lambda width: abs(width - options[-1] / 2))
+            min(options, key=lambda width: (abs(width - options[-1] / 2), -width))
             for options in (self.heads, self.ffn)
         )
         return Block(heads, ffn)

@@ -44,6 +44,7 @@ from hwnas.latency.table import (
     Protocol,
     Validation,
     ValidationRow,
+    stated_reference,
 )
 from hwnas.latency.target import Target
 from hwnas.progress import bar
@@ -130,11 +131,15 @@ def table_of(
     costs = [fit(plan, fitted, point) for point in points]
     full = next(m for m in fitted if m.subnetwork == plan.full)
     beside = _reference_times(fitted, len(points))
+    # where two lengths are as good as equal, noise may put the longer one first
+    full_ms = np.maximum.accumulate(
+        [p.ratio * ms for p, ms in zip(full.points, beside, strict=True)]
+    )
     lengths = tuple(
         AtLength(
             tokens=length.tokens,
             share=length.share,
-            reference_ms=full.points[i].ratio * beside[i],
+            reference_ms=float(full_ms[i]),
             quantiles=None if target.statistic == "median" else _quantiles(fitted, i),
         )
         for i, length in enumerate(target.lengths)
@@ -157,7 +162,7 @@ def table_of(
             seconds=round(session.seconds, 1),
             warnings=machine.warnings,
         ),
-        reference_ms=_stated(full, beside, target),
+        reference_ms=stated_reference(lengths, target),
         lengths=lengths,
         entries=tuple(
             entry

@@ -1,9 +1,9 @@
 """Measuring a device: every network of the plan, compiled anew, timed beside one reference.
 
-The stacks at both ends and in the middle come first, then half of the whole networks, then further
-stacks where a curve bends: between two measured widths the middle one is measured, and where it is
-not on the straight line, the two halves likewise. The other whole networks take what time is left:
-timing stacks twice instead was tried and gains less. Needs only numpy and the runtime, for it
+The stacks at both ends and in the middle come first, then a few whole networks, then further stacks
+where a curve bends: between two measured widths the middle one is measured, and where it is not on
+the straight line, the two halves likewise. The other whole networks take what time is left: timing
+stacks twice instead was tried and gains less. Needs only numpy and the runtime, for it
 travels in profiling kits.
 """
 
@@ -23,8 +23,8 @@ from hwnas.latency.plan import Plan, between
 from hwnas.latency.target import Target
 from hwnas.subnetwork import Block, Subnetwork
 
-# compiles a subnetwork: an inference for each length of the target
-Builder = Callable[[Subnetwork], Sequence[Inference]]
+# compiles a subnetwork so many times: of each compilation, an inference for each length
+Builder = Callable[[Subnetwork, int], Sequence[Sequence[Inference]]]
 # says that so many networks more are done
 Advance = Callable[[float], object]
 
@@ -32,6 +32,8 @@ PAIRS_EACH = 6  # of each measurement
 STACK_COMPILATIONS = 2
 COMPILATIONS = 3  # of each whole network, and of the reference
 _BEND = 0.02  # of a stack's time, by which a width lies off the straight line where it bends
+_NEEDED = 5  # whole networks that are measured however little time there is
+_BENDS_UNTIL = 0.6  # of the time, that further stacks may take
 _FAR = 0.04  # from a plain line, that a network may lie at least
 _DOUBTFUL = 4  # networks that are timed again, at most
 _AGREE = 0.04  # two measurements of a network that differ by more call for a third
@@ -88,7 +90,7 @@ class Stopwatch:
         return Measurement(subnetwork, compilations, points)
 
     def _turns(self, subnetwork: Subnetwork, compilations: int) -> list[Turns]:
-        built = [self.build(subnetwork) for _ in range(compilations)]
+        built = self.build(subnetwork, compilations)
         return [Turns(at_one_length) for at_one_length in zip(*built, strict=True)]
 
 
@@ -107,7 +109,7 @@ def measure(
     Args:
         advance: told of every network, `most_networks(plan)` in all.
     """
-    end = time.perf_counter() + seconds
+    begin = time.perf_counter()
     left = most_networks(plan)
     found: list[Measurement] = []
 
@@ -120,15 +122,14 @@ def measure(
 
     for stack in plan.stacks():
         take(stack)
-    needed = 1 + len(plan.mixed) // 2
-    for subnetwork in plan.whole[:needed]:
+    for subnetwork in plan.whole[:_NEEDED]:
         take(subnetwork)
     for stack in _where_it_bends(plan, found):
-        if time.perf_counter() > end:
+        if time.perf_counter() - begin > _BENDS_UNTIL * seconds:
             break
         take(stack)
-    for subnetwork in plan.whole[needed:]:
-        if time.perf_counter() > end:
+    for subnetwork in plan.whole[_NEEDED:]:
+        if time.perf_counter() - begin > seconds:
             break
         take(subnetwork)
     advance(left)

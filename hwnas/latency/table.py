@@ -9,6 +9,7 @@ JSON Schema is `latency_tables/latency-table.schema.json`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
@@ -364,7 +365,7 @@ class LatencyTable(Part):
         if target.statistic == "median":
             mean = weighted(at_each, [length.share for length in self.lengths])
         else:
-            number, factor = self._percentile(0.95)
+            number, factor = _percentile(self.lengths, 0.95)
             mean = at_each[number].scaled(factor)
         likely = replace(mean, baseline_ms=self.reference_ms)
         return likely if confidence is None else likely.scaled(self.margin(confidence))
@@ -402,27 +403,31 @@ class LatencyTable(Part):
             baseline_ms=reference.reference_ms,
         )
 
-    def stated_reference(self) -> float:
-        """The full model's latency as the target states it, from that at each length."""
-        if Target.parse(self.target).statistic == "median":
-            return float(sum(length.share * length.reference_ms for length in self.lengths))
-        number, factor = self._percentile(0.95)
-        return self.lengths[number].reference_ms * factor
 
-    def _percentile(self, at: float) -> tuple[int, float]:
-        """The length whose requests are at this quantile of all, and their time over the median's.
+def stated_reference(lengths: Sequence[AtLength], target: Target) -> float:
+    """The full model's latency as the target states it, from that at each length, ms."""
+    if target.statistic == "median":
+        return float(sum(length.share * length.reference_ms for length in lengths))
+    number, factor = _percentile(lengths, 0.95)
+    return lengths[number].reference_ms * factor
 
-        Longer requests take longer, so all requests stand in the order of their lengths.
-        """
-        before = 0.0
-        for number, length in enumerate(self.lengths):
-            if at <= before + length.share or number == len(self.lengths) - 1:
-                inside = min(1.0, (at - before) / length.share)
-                known = length.quantiles or {"0.5": 1.0}
-                at_quantiles = np.array(sorted((float(q), f) for q, f in known.items())).T
-                return number, float(np.interp(inside, *at_quantiles))
-            before += length.share
-        raise AssertionError("a target has a length")
+
+def _percentile(lengths: Sequence[AtLength], at: float) -> tuple[int, float]:
+    """The length whose requests are at this quantile of all, and their time over the median's.
+
+    Longer requests take longer, so all requests stand in the order of their lengths.
+    """
+    before = 0.0
+    for length in lengths[:-1]:
+        if at <= before + length.share:
+            break
+        before += length.share
+    else:
+        length = lengths[-1]
+    inside = min(1.0, (at - before) / length.share)
+    known = length.quantiles or {"0.5": 1.0}
+    at_quantiles = np.array(sorted((float(q), f) for q, f in known.items())).T
+    return lengths.index(length), float(np.interp(inside, *at_quantiles))
 
 
 def json_schema() -> str:

@@ -150,7 +150,7 @@ def test_resized_graph_is_the_real_export(target: Target, genome: list[list[int]
 def test_every_subnetwork_runs(target: Target) -> None:
     build = builder(TINY, replace(target, batch=2))
     for genome in SUBNETWORKS:
-        (infer,) = build(Subnetwork.of(genome))
+        ((infer,),) = build(Subnetwork.of(genome), 1)
         answer: Any = infer()
         logits = answer.logits.numpy() if target.runtime == "torch" else answer[0]
         assert logits.shape == (2, 3)
@@ -163,7 +163,7 @@ def test_every_subnetwork_of_a_decoder_runs(runtime: str, phase: str) -> None:
     target = Target.parse(f"{runtime}:cpu:batch=2,{phase}")
     build = builder(LLAMA, target)
     for genome in (*LLAMA_SUBNETWORKS, [[6, 32], [9, 64], [3, 16]], [[9, 32], [0, 0], [6, 64]]):
-        for infer, (point, _) in zip(build(Subnetwork.of(genome)), target.points, strict=True):
+        for infer, (point, _) in zip(*build(Subnetwork.of(genome), 1), target.points, strict=True):
             prepare(infer)
             for _ in range(2):
                 answer: Any = infer()

@@ -52,7 +52,7 @@ def test_torch_on_a_gpu_waits_for_its_result(tiny_config: Any, precision: str) -
     import torch
 
     target = Target.parse(f"torch:cuda:seq=16,precision={precision}")
-    (infer,) = builder(tiny_config, target)(Subnetwork.full(find_shape(tiny_config)))
+    ((infer,),) = builder(tiny_config, target)(Subnetwork.full(find_shape(tiny_config)), 1)
     answer: Any = infer()
     assert answer.logits.is_cuda
     assert torch.cuda.current_stream().query()  # nothing is left to be computed
