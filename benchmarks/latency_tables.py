@@ -63,8 +63,8 @@ ROBUSTNESS = (
     "openvino:cpu:threads=1,batch=1,seq=64",
     "openvino:cpu:threads=2,batch=1,seq=64",
 )
-UNSEEN, QUICK_UNSEEN = 32, 6
-BUDGETS, QUICK_BUDGETS = 100, 8
+UNSEEN, QUICK_UNSEEN = 30, 6
+BUDGETS, QUICK_BUDGETS = 100, 6
 PROTOCOL = (
     "every rival measures for as long as the table; unseen networks: 3 compilations in turns, 15 "
     "pairs, timed twice; errors against the first timing"
