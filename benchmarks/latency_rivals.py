@@ -19,9 +19,9 @@ from hwnas.anatomy import Shape
 from hwnas.latency.measure import Turns, prepare, time_at_lengths
 from hwnas.latency.plan import Plan, whole_networks
 from hwnas.latency.precision import group_for, quantized
-from hwnas.latency.profiling import operations
 from hwnas.latency.session import PAIRS_EACH, Measurement, Stopwatch
 from hwnas.latency.target import Target
+from hwnas.latency.validation import operations
 from hwnas.subnetwork import Subnetwork
 
 Predict = Callable[[Sequence[Subnetwork]], np.ndarray]  # shares of the reference's latency

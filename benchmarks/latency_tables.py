@@ -4,22 +4,30 @@ Per setting (model, runtime, precision, batch, sequence or cache, threads): a ta
 a limited time, every rival measures for as long, and all predict the same unseen subnetworks of
 mixed widths and depths, which are compiled three times and timed twice. Then: how many networks
 picked just under a budget with 95 % confidence meet it; how far a table measured while other load
-comes and goes is from a quiet one; predictions a second.
+comes and goes is from a quiet one; how good tables are that a kit brings back, or that were
+adapted; predictions a second.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from latency_rivals import errors, isolated, toggled_load, trained, whole_samples
-from record import Results, options
+from record import ROOT, Results, options
 from transformers import BertConfig
 
 from hwnas.anatomy import find_shape
+from hwnas.latency.adapt import adapt
 from hwnas.latency.graphs import builder
+from hwnas.latency.kit import table_from, write_kit
 from hwnas.latency.measure import PAIRS, as_stated, pinned
 from hwnas.latency.plan import Plan, whole_networks
 from hwnas.latency.profiling import table_of
@@ -63,6 +71,8 @@ ROBUSTNESS = (
     "openvino:cpu:threads=1,batch=1,seq=64",
     "openvino:cpu:threads=2,batch=1,seq=64",
 )
+KIT = "openvino:cpu:threads=1,batch=1,seq=128"
+ADAPTED = "openvino:cpu:threads=2,batch=1,seq=64"
 UNSEEN, QUICK_UNSEEN = 30, 6
 BUDGETS, QUICK_BUDGETS = 100, 6
 PROTOCOL = (
@@ -186,6 +196,43 @@ def robustness(spec: str) -> dict[str, Any]:
     }
 
 
+def kit(unseen: int) -> dict[str, Any]:
+    """A table from a kit, run where only numpy and OpenVINO are installed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_kit("demo:minilm", KIT, folder / "kit.zip", validate=unseen)
+        subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
+        python = folder / "env" / "bin" / "python"
+        pip = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+        subprocess.run([*pip, "numpy", "openvino"], check=True)
+        listed = [python, "-m", "pip", "list", "--format", "json"]
+        packages = json.loads(subprocess.run(listed, capture_output=True, check=True).stdout)
+        run = [python, "kit.zip", "--out", "result.json", "--minutes", "0.33"]
+        subprocess.run(run, cwd=folder, check=True, capture_output=True)
+        table = table_from(folder / "result.json")
+        size = (folder / "kit.zip").stat().st_size
+    return _record(table) | {
+        "packages": sorted(package["name"] for package in packages),
+        "kit_mb": size / 1e6,
+    }
+
+
+def adapted(unseen: int) -> dict[str, Any]:
+    """A table of one target scaled to another by a tenth of the measurements."""
+    source, *_ = profiled(COMPLIANCE)
+    return _record(adapt(source, "demo:minilm", ADAPTED, validate=unseen))
+
+
+def _record(table: LatencyTable) -> dict[str, Any]:
+    found = table.validation
+    assert found is not None
+    return {
+        "seconds": table.protocol.seconds,
+        "interval_90": table.interval_90,
+        **found.model_dump(exclude={"rows"}),
+    }
+
+
 def speed() -> dict[str, Any]:
     """Predictions a second on one core, one vectorised call for a million BERT-base networks."""
     table, *_ = profiled(COMPLIANCE)
@@ -217,11 +264,15 @@ def main() -> None:
             {"what": "robustness", "target": spec},
             lambda spec=spec: robustness(spec),  # type: ignore[misc]
         )
+    few = QUICK_UNSEEN if args.quick else UNSEEN // 2
+    if not args.quick:
+        results.row({"what": "kit", "target": KIT}, lambda: kit(unseen))
+    results.row({"what": "adapt", "from": COMPLIANCE, "target": ADAPTED}, lambda: adapted(few))
     results.row({"what": "speed"}, speed)
     results.finish(headline(results.rows))
 
 
-def headline(rows: list[dict[str, Any]]) -> dict[str, float]:
+def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the settings, and the rest."""
     found = [row for row in rows if row["what"] == "accuracy"]
 
@@ -248,6 +299,8 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, float]:
         "compliance_95": others["compliance"]["met"],
         "slack_95": others["compliance"]["slack"],
         "drift_under_load": max(r["drift"] for r in rows if r["what"] == "robustness"),
+        "kit_mape": others.get("kit", {}).get("mape"),
+        "adapted_mape": others["adapt"]["mape"],
         "predictions_per_second": others["speed"]["per_second"],
     }
 

@@ -19,7 +19,7 @@ from hwnas.doctor import examine
 from hwnas.files import read_json, write_json
 
 _PACKAGES = ("torch", "transformers", "optimum", "onnxruntime", "openvino")
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def options(name: str, description: str | None) -> argparse.Namespace:
@@ -28,8 +28,8 @@ def options(name: str, description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="five minutes, honest about being small"
     )
-    default = _ROOT / "benchmarks" / "results" / f"{name}.json"
-    parser.add_argument("--json", type=Path, help=f"result file, e.g. {default.relative_to(_ROOT)}")
+    default = ROOT / "benchmarks" / "results" / f"{name}.json"
+    parser.add_argument("--json", type=Path, help=f"result file, e.g. {default.relative_to(ROOT)}")
     return parser.parse_args()
 
 
@@ -37,7 +37,7 @@ def commit() -> str:
     """The commit that is measured, marked if the tree, apart from results, has changes."""
 
     def git(*arguments: str) -> str:
-        answer = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True)
+        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
         return answer.stdout.strip()
 
     changes = git(

@@ -16,9 +16,9 @@ from hwnas import stages
 from hwnas.anatomy import find_shape
 from hwnas.files import read_model, write_json, write_text
 from hwnas.latency.measure import Paired, confirmed
-from hwnas.latency.profiling import operations
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
+from hwnas.latency.validation import operations
 from hwnas.models import load
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork

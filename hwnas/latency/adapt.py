@@ -21,16 +21,19 @@ from hwnas.latency.graphs import builder
 from hwnas.latency.measure import pinned
 from hwnas.latency.plan import Plan
 from hwnas.latency.predictor import LatencyPredictor
-from hwnas.latency.profiling import check_phase, config_of, validated
+from hwnas.latency.profiling import check_phase, config_of
 from hwnas.latency.session import COMPILATIONS, PAIRS_EACH, Measurement, Stopwatch, check
 from hwnas.latency.table import (
     Adaptation,
+    AtLength,
+    Entry,
     LatencyTable,
     Machine,
     Milliseconds,
     stated_reference,
 )
 from hwnas.latency.target import Target
+from hwnas.latency.validation import validated
 from hwnas.progress import bar
 from hwnas.subnetwork import Block, Subnetwork
 
@@ -92,7 +95,7 @@ def adapt(
         with bar("check the table", 2 * len(plan.unseen)) as advance:
             unseen = check(plan, stopwatch, advance)
     adapted = scaled_table(table, measured, wanted, machine, seconds)
-    return validated(adapted, plan, unseen, reference_ms=adapted.reference_ms)
+    return validated(adapted, plan, unseen, [length.reference_ms for length in adapted.lengths])
 
 
 def telling_networks(plan: Plan) -> list[Subnetwork]:
@@ -122,7 +125,9 @@ def scaled_table(
     Args:
         measured: networks timed beside the full model.
     """
-    lengths, entries, found = [], [], []
+    lengths: list[AtLength] = []
+    entries: list[Entry] = []
+    found: list[Factors] = []
     for point, length in enumerate(table.lengths):
         ms = float(np.median([m.points[point].reference_ms for m in measured]))
         ms = max([ms, *(shorter.reference_ms for shorter in lengths)])

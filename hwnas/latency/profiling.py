@@ -6,14 +6,14 @@ A block timed alone is misstated (caches, fusion, the call itself), so whole net
 
 Assumption: in a sequence of blocks, attention and FFN cost the same whatever stands beside them. A
 term for the size of the whole network (stacks fit caches that whole networks do not) was tried, and
-the measurements did not justify it. `validate_table` tests the assumption on unseen networks.
+the measurements did not justify it. `validation` tests the assumption on unseen networks.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,7 @@ from hwnas.anatomy import Shape, find_shape
 from hwnas.errors import UserError
 from hwnas.latency.fit import Costs, fit, interval_90, left_out
 from hwnas.latency.graphs import builder
-from hwnas.latency.measure import Paired, as_stated, clock_of, pinned, quantile
+from hwnas.latency.measure import clock_of, pinned, quantile
 from hwnas.latency.plan import Plan
 from hwnas.latency.session import (
     PAIRS_EACH,
@@ -42,13 +42,11 @@ from hwnas.latency.table import (
     ModelSizes,
     Operator,
     Protocol,
-    Validation,
-    ValidationRow,
     stated_reference,
 )
 from hwnas.latency.target import Target
+from hwnas.latency.validation import validated
 from hwnas.progress import bar
-from hwnas.subnetwork import Subnetwork, macs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -101,27 +99,6 @@ def profile(
     return table_of(session, plan, shape, target, machine)
 
 
-def validate_table(
-    table: LatencyTable, config: PretrainedConfig, target: Target, n: int, seed: int = 0
-) -> LatencyTable:
-    """`table` with a new validation record on `n` unseen subnetworks, each measured twice.
-
-    Where the model is so small that every subnetwork is profiled, the table stays as it is.
-
-    Raises:
-        UserError: the table is of another model or target.
-    """
-    shape = find_shape(config)
-    table.check_model(shape)
-    table.check_target(target)
-    plan = Plan.of(shape, n, seed)
-    build = builder(config, target)
-    with pinned(target.threads), bar("check the table", 2 * len(plan.unseen)) as advance:
-        stopwatch = Stopwatch(build, target, plan.full)
-        found = check(plan, stopwatch, advance)
-    return validated(table, plan, found, reference_ms=table.reference_ms)
-
-
 def table_of(
     session: Session, plan: Plan, shape: Shape, target: Target, machine: Machine
 ) -> LatencyTable:
@@ -171,7 +148,7 @@ def table_of(
         ),
         interval_90=_interval(plan, fitted, beside, target),
     )
-    return validated(table, plan, session.unseen, beside=beside)
+    return validated(table, plan, session.unseen, beside)
 
 
 def check_phase(shape: Shape, target: Target) -> None:
@@ -187,69 +164,6 @@ def check_phase(shape: Shape, target: Target) -> None:
         )
 
 
-def validated(
-    table: LatencyTable,
-    plan: Plan,
-    measured: Sequence[tuple[Measurement, Measurement]],
-    *,
-    beside: Sequence[float] | None = None,
-    reference_ms: float | None = None,
-) -> LatencyTable:
-    """`table` with the record of how it predicts networks; as it is where none were measured.
-
-    Args:
-        measured: each network twice.
-        beside: milliseconds of what they were timed beside, at each length; or
-        reference_ms: its latency as the target states it, if it was the full model.
-    """
-    from scipy.stats import kendalltau
-
-    if not measured:
-        return table
-    target, shape = Target.parse(table.target), table.model.shape
-    predictor, line = table.predictor(), _flops_line(table, plan, shape)
-
-    def ms(measurement: Measurement) -> float:
-        if beside is not None:
-            return _stated(measurement, beside, target)
-        assert reference_ms is not None
-        return as_stated(measurement.points, target).ratio * reference_ms
-
-    rows = tuple(
-        ValidationRow(
-            genome=first.subnetwork.genome,
-            predicted_ms=predictor.predict(first.subnetwork),
-            measured_ms=ms(first),
-            remeasured_ms=ms(second),
-            flops_ms=max(line(first.subnetwork), 1e-6),
-        )
-        for first, second in measured
-    )
-    found = np.array([[r.predicted_ms, r.measured_ms, r.remeasured_ms, r.flops_ms] for r in rows])
-    predicted, once, again, by_flops = found.T
-    tau = float(kendalltau(predicted, once).statistic) if len(rows) > 1 else 1.0
-    inside = np.abs(once / predicted - 1) <= (table.interval_90 or 0.0)
-    validation = Validation(
-        n=len(rows),
-        mape=_percent(predicted, once),
-        bias=float(100 * np.mean(predicted / once - 1)),
-        kendall_tau=tau if np.isfinite(tau) else 0.0,
-        noise=_percent(again, once),
-        flops_mape=_percent(by_flops, once),
-        coverage_90=None if table.interval_90 is None else float(inside.mean()),
-        rows=rows,
-    )
-    return table.model_copy(update={"validation": validation})
-
-
-def operations(subnetwork: Subnetwork, shape: Shape, target: Target) -> float:
-    """Multiply-accumulates of one request, on the mean of the target's lengths."""
-    return sum(
-        share * macs(subnetwork, shape, point.seq, point.cache) * target.batch
-        for point, share in target.points
-    )
-
-
 def config_of(model: PretrainedConfig | str) -> PretrainedConfig:
     """The config itself, or that of the model of this name."""
     if not isinstance(model, str):
@@ -262,19 +176,6 @@ def config_of(model: PretrainedConfig | str) -> PretrainedConfig:
 def _reference_times(fitted: Sequence[Measurement], points: int) -> list[float]:
     """Milliseconds of the reference at each length: the median of all its medians."""
     return [float(np.median([m.points[i].reference_ms for m in fitted])) for i in range(points)]
-
-
-def _stated(measurement: Measurement, beside: Sequence[float], target: Target) -> float:
-    """A network's latency as the target states it, where the reference takes `beside`."""
-
-    def settled(paired: Paired, reference_ms: float) -> Paired:
-        scale = reference_ms / paired.reference_ms
-        times = tuple(scale * time for time in paired.times)
-        return Paired(**(vars(paired) | {"reference_ms": reference_ms, "times": times}))
-
-    points = [settled(p, ms) for p, ms in zip(measurement.points, beside, strict=True)]
-    stated = as_stated(points, target)
-    return stated.ratio * stated.reference_ms
 
 
 def _interval(
@@ -334,22 +235,3 @@ def _entries(
 def _has(block: Sequence[int], width: dict[str, int]) -> bool:
     heads, ffn = block
     return width in ({"heads": heads}, {"width": ffn})
-
-
-def _flops_line(table: LatencyTable, plan: Plan, shape: Shape) -> Callable[[Subnetwork], float]:
-    """The rival: milliseconds as a straight line over multiply-accumulates.
-
-    Fitted, by the same relative least squares, to the networks that are profiled, at the latency
-    that the table's costs give them (which is their measured one, the noise averaged out).
-    """
-    target = Target.parse(table.target)
-    networks = [plan.full, *plan.mixed, *plan.stacks()]
-    predictor = table.predictor()
-    ms = np.array([predictor.predict(subnetwork) for subnetwork in networks])
-    work = [operations(s, shape, target) for s in networks]
-    slope, intercept = np.polyfit(work, ms, 1, w=1 / ms)
-    return lambda subnetwork: float(intercept + slope * operations(subnetwork, shape, target))
-
-
-def _percent(guess: Floats, truth: Floats) -> float:
-    return float(100 * np.mean(np.abs(guess / truth - 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from hwnas.latency.target import Target
 from hwnas.summary import Chosen, Compute, Summary
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def trust(table: LatencyTable) -> str:
 
 def length_name(table: LatencyTable, length: AtLength) -> str:
     """`64 tokens`, or `cache of 512 tokens`, with its share of the requests if there are others."""
-    decode = table.target.endswith("phase=decode") or ",phase=decode" in table.target
-    name = f"cache of {length.tokens} tokens" if decode else f"{length.tokens} tokens"
+    cached = Target.parse(table.target).phase == "decode"
+    name = f"cache of {length.tokens} tokens" if cached else f"{length.tokens} tokens"
     return name if len(table.lengths) == 1 else f"{name}, {percent(length.share)}"
 
 

@@ -10,9 +10,10 @@ from samples import TARGET, TINY, TINY_LLAMA
 from transformers import BertConfig
 
 from hwnas.errors import UserError
-from hwnas.latency.profiling import profile, validate_table
+from hwnas.latency.profiling import profile
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
+from hwnas.latency.validation import validate_table
 from hwnas.subnetwork import Subnetwork
 
 
