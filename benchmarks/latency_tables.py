@@ -202,8 +202,8 @@ def kit(unseen: int) -> dict[str, Any]:
         folder = Path(name)
         write_kit("demo:minilm", KIT, folder / "kit.zip", validate=unseen)
         subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
-        python = folder / "env" / "bin" / "python"
-        pip = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+        python = str(folder / "env" / "bin" / "python")
+        pip = [python, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
         subprocess.run([*pip, "numpy", "openvino"], check=True)
         listed = [python, "-m", "pip", "list", "--format", "json"]
         packages = json.loads(subprocess.run(listed, capture_output=True, check=True).stdout)
