@@ -11,6 +11,7 @@ from transformers import BertConfig
 
 from hwnas.errors import UserError
 from hwnas.latency.profiling import profile
+from hwnas.latency.runtimes import gpu_names
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 from hwnas.latency.validation import validate_table
@@ -115,3 +116,13 @@ def test_real_model_is_predicted_within_the_machines_noise() -> None:
     assert found is not None
     assert found.kendall_tau > 0.8
     assert found.mape < 4 + 2 * found.noise
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", ["torch:cuda:seq=16", "onnxruntime:cuda:seq=16"])
+def test_table_of_a_gpu(spec: str) -> None:
+    if not gpu_names(Target.parse(spec)):
+        pytest.skip(f"{spec}: the runtime finds no GPU")
+    table = profile(TINY, spec, validate=2, minutes=0)
+    assert table.protocol.clock == "wall"
+    assert table.validation is not None
