@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hwnas.anatomy import find_family, find_shape
+from hwnas.anatomy import find_family
 from hwnas.demo import package_folder
 from hwnas.errors import UserError
 from hwnas.files import read_json
@@ -106,7 +106,7 @@ def load_model(
 
     folder = model_folder(name)
     config = _read_config(folder, name)
-    if find_shape(config).decoder:
+    if find_family(config).task == "text-generation":
         raise UserError(
             f"model {name}: a language model can be profiled, not yet shrunk; "
             "give an encoder, such as demo:minilm"

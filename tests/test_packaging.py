@@ -82,7 +82,7 @@ def test_wheel_runs_away_from_its_source(installed: Path, tmp_path: Path) -> Non
     assert "Usage: hwnas" in _run(installed / "hwnas", "--help", cwd=tmp_path)
     table_names = _run(installed / "hwnas", "tables", "list", "--json", cwd=tmp_path)
     for table in (ROOT / "latency_tables").glob("*.json"):
-        assert table.name in table_names
+        assert (table.name in table_names) == (not table.name.endswith(".schema.json"))
 
 
 def _cpu_seconds(code: str, cwd: Path) -> float:

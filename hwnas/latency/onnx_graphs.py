@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-# what a block ends with: a normalisation, in whichever operations, or the sum before it
-_RESULTS = ("Add", "LayerNormalization", "SkipLayerNormalization", "Mul")
-
 
 class OnnxTemplate:
     """The full model's graph, and what in it follows the widths of its blocks."""
@@ -119,23 +116,14 @@ class OnnxTemplate:
         return found
 
     def _result(self, graph: Any, scope: str) -> str:
-        """A block's result, which nodes outside the block use: the last sum that it makes.
-
-        Caches, which others use as well, are concatenations.
-        """
-        outside = {
-            name for node in graph.node if not node.name.startswith(scope) for name in node.input
-        }
-        made = [
-            output
-            for node in graph.node
-            if node.name.startswith(scope) and node.op_type in _RESULTS
-            for output in node.output
-            if output in outside
-        ]
-        if not made:
-            raise HwnasError(f"nothing outside {scope} uses its result")
-        return str(made[-1])
+        """The one value of a block that nodes outside the block use."""
+        made = {o for node in graph.node if node.name.startswith(scope) for o in node.output}
+        for node in graph.node:
+            if not node.name.startswith(scope):
+                for name in node.input:
+                    if name in made:
+                        return str(name)
+        raise HwnasError(f"nothing outside {scope} uses its result")
 
 
 def _constants(graph: Any) -> dict[str, Any]:

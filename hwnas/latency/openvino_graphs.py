@@ -136,11 +136,12 @@ class OpenVinoTemplate:
 
         def leaves(port: Any) -> bool:
             user = port.get_node()
+            if user.get_type_name() == "ShapeOf":
+                return False
             if user.get_type_name() == "FakeQuantize":
                 return any(leaves(p) for out in user.outputs() for p in out.get_target_inputs())
             return not _within(user.get_friendly_name(), scope)
 
-        found = None  # the last one: what a block begins with may be used outside as well
         for name, op in operations.items():
             if _within(name, scope) and op.get_type_name() != "FakeQuantize":
                 for output in op.outputs():
@@ -149,9 +150,7 @@ class OpenVinoTemplate:
                         shape.rank.is_static and len(shape) == _RANK and shape[_RANK - 1].is_static
                     )
                     if of_tokens and any(leaves(port) for port in output.get_target_inputs()):
-                        found = output
-        if found is not None:
-            return found
+                        return output
         raise HwnasError(f"nothing outside {scope} uses its result")
 
 
