@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy import BlockModules, Shape
+from hwnas.anatomy.dense import stated_widths
 from hwnas.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,14 +19,13 @@ task = "text-classification"
 
 def shape(config: Any) -> Shape:
     """The sizes in a BERT config; per-block widths from `hwnas_blocks` if it has them."""
-    full = (config.num_attention_heads, config.intermediate_size)
-    blocks = getattr(config, "hwnas_blocks", None) or [full] * config.num_hidden_layers
+    widths = stated_widths(config)
     return Shape(
         family="bert",
         hidden=config.hidden_size,
         head_size=config.hidden_size // config.num_attention_heads,
-        heads=tuple(heads for heads, _ in blocks),
-        ffn=tuple(ffn for _, ffn in blocks),
+        heads=tuple(heads for heads, _ in widths),
+        ffn=tuple(ffn for _, ffn in widths),
         vocab=config.vocab_size,
     )
 

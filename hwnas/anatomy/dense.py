@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from hwnas.subnetwork import Subnetwork
 
 
+def stated_widths(config: Any) -> list[tuple[int, int]]:
+    """`(heads, ffn)` of every block: the config's `hwnas_blocks`, or all alike."""
+    full = (config.num_attention_heads, config.intermediate_size)
+    blocks = getattr(config, "hwnas_blocks", None) or [full] * config.num_hidden_layers
+    return [(heads, ffn) for heads, ffn in blocks]
+
+
 def new_dense(
     config: Any, subnetwork: Subnetwork, model_class: type | None = None
 ) -> PreTrainedModel:

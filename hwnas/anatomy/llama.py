@@ -1,6 +1,7 @@
 """Llama-like decoders (`model_type: llama`): Llama, SmolLM2 and their descendants.
 
 Heads are elastic in whole KV groups: the query heads that share a key-value head stay together.
+Only what profiling needs stands here yet; elastic layers follow.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from hwnas.anatomy import BlockModules, Shape
+from hwnas.anatomy import Shape
+from hwnas.anatomy.dense import stated_widths
 from hwnas.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,14 +22,13 @@ task = "text-generation"
 
 def shape(config: Any) -> Shape:
     """The sizes in a Llama config; per-block widths from `hwnas_blocks` if it has them."""
-    full = (config.num_attention_heads, config.intermediate_size)
-    blocks = getattr(config, "hwnas_blocks", None) or [full] * config.num_hidden_layers
+    widths = stated_widths(config)
     return Shape(
         family="llama",
         hidden=config.hidden_size,
         head_size=_head_size(config),
-        heads=tuple(heads for heads, _ in blocks),
-        ffn=tuple(ffn for _, ffn in blocks),
+        heads=tuple(heads for heads, _ in widths),
+        ffn=tuple(ffn for _, ffn in widths),
         vocab=config.vocab_size,
         group=config.num_attention_heads // config.num_key_value_heads,
         gated=True,
@@ -39,30 +40,6 @@ def blocks(model: Any) -> nn.ModuleList:
     """The decoder's layers."""
     layers: nn.ModuleList = model.base_model.layers
     return layers
-
-
-def replace_blocks(model: Any, kept: nn.ModuleList) -> None:
-    """Make the decoder run exactly these layers, whose caches are numbered anew."""
-    layers: Any = kept
-    for index, layer in enumerate(layers):
-        layer.self_attn.layer_idx = index
-    model.base_model.layers = kept
-    model.config.num_hidden_layers = len(kept)
-
-
-def block_modules(block: Any) -> BlockModules:
-    """The elastic linear layers of one `LlamaDecoderLayer`, each with the module that holds it."""
-    attention, mlp = block.self_attn, block.mlp
-    return BlockModules(
-        attention_in=((attention, "q_proj"), (attention, "k_proj"), (attention, "v_proj")),
-        attention_out=(attention, "o_proj"),
-        ffn_in=((mlp, "gate_proj"), (mlp, "up_proj")),
-        ffn_out=(mlp, "down_proj"),
-    )
-
-
-def set_heads(block: nn.Module, heads: int) -> None:
-    """Nothing to tell: a layer's attention counts its heads by its projections."""
 
 
 def dense_class(model_class: type) -> type[PreTrainedModel]:
@@ -89,11 +66,6 @@ def dense_config(config: Any, widths: list[tuple[int, int]]) -> PretrainedConfig
         result.num_attention_heads = heads.pop()
         result.num_key_value_heads = result.num_attention_heads // group
     return result
-
-
-def task_head(model: Any) -> list[nn.Module]:
-    """The modules between the last layer and the logits: the last norm and the output layer."""
-    return [model.base_model.norm, model.lm_head]
 
 
 def _head_size(config: Any) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.files import write_text
 from hwnas.report import plots, text
+from hwnas.report.pages import environment
 from hwnas.report.records import RunRecords, read_run
 from hwnas.report.rivals import compare, findings, read_rivals
 
@@ -43,16 +44,8 @@ def write_report(run: Path, rivals: Sequence[Path] = ()) -> Path:
 
 def render_page(records: RunRecords, rivals: Sequence[Summary] = ()) -> str:
     """The page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("hwnas.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    templates = environment()
+    templates.filters |= {
         "ms": text.milliseconds,
         "percent": text.percent,
         "count": text.count,
@@ -62,7 +55,7 @@ def render_page(records: RunRecords, rivals: Sequence[Summary] = ()) -> str:
     }
     summary = records.summary
     rows = compare([summary, *rivals]) if rivals else []
-    return environment.get_template(TEMPLATE).render(
+    return templates.get_template(TEMPLATE).render(
         run=records.path.resolve().name,
         summary=summary,
         headline=text.headline(summary),

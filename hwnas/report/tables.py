@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hwnas.files import write_text
 from hwnas.latency.target import Target
 from hwnas.report import text
+from hwnas.report.pages import environment
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -120,26 +121,22 @@ def write_page(table: LatencyTable, out: Path) -> None:
 
 def render_page(table: LatencyTable) -> str:
     """The page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from hwnas.report import plots, table_plots
 
-    environment = Environment(
-        loader=PackageLoader("hwnas.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     validation = plots.validation(table.validation) if table.validation else None
-    return environment.get_template(TEMPLATE).render(
-        target=table.target,
-        trust=text.trust(table),
-        doubts=table.doubts(),
-        warnings=table.protocol.warnings,
-        facts=_all_facts(table),
-        validation=validation and Markup(validation),
-        curves=Markup(table_plots.curves(table)),
-        breakdown=Markup(table_plots.breakdown(table)),
+    return (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            target=table.target,
+            trust=text.trust(table),
+            doubts=table.doubts(),
+            warnings=table.protocol.warnings,
+            facts=_all_facts(table),
+            validation=validation and Markup(validation),
+            curves=Markup(table_plots.curves(table)),
+            breakdown=Markup(table_plots.breakdown(table)),
+        )
     )
