@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from hwnas.progress import warn
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from hwnas.latency.table import LatencyTable
     from hwnas.recipe import Recipe
 
 app = typer.Typer(
@@ -191,17 +193,17 @@ def tables_show(
     json: Json = False,
 ) -> None:
     """What a table holds, how well it predicts first."""
-    _show_table(table, json)
+    found = _show_table(table, json)
     if html is not None:
-        from hwnas.latency.table import LatencyTable
         from hwnas.report.tables import write_page
 
-        write_page(LatencyTable.find(table), html)
+        write_page(found, html)
         if not json:
             print(f"page: {html}")
 
 
-def _show_table(path: Path, json: bool) -> None:
+def _show_table(path: Path, json: bool) -> LatencyTable:
+    """Print a table, and say what may mislead; the table."""
     from hwnas.latency.table import LatencyTable
 
     table = LatencyTable.find(path)
@@ -212,6 +214,7 @@ def _show_table(path: Path, json: bool) -> None:
 
         _print(render_table(table))
     warn(path.name, table.doubts())
+    return table
 
 
 @tables.command("predict")
@@ -233,7 +236,7 @@ def tables_predict(
     half = loaded.interval_90
     low, high = (None, None) if half is None else (ms * (1 - half), ms * (1 + half))
     if json:
-        _print_record({"ms": ms, "low_90": low, "high_90": high})
+        _print_plain({"ms": ms, "low_90": low, "high_90": high})
     elif low is None:
         print(f"{ms:.3f} ms")
     else:
@@ -253,7 +256,7 @@ def tables_compare(
     tables_of = [LatencyTable.find(path) for path in (first, second)]
     found = compare(*tables_of)
     if json:
-        _print_records(found)
+        _print_plain([asdict(comparison) for comparison in found])
     else:
         from hwnas.report.tables import render_comparison
 
@@ -446,17 +449,10 @@ def _print(renderable: Any) -> None:
     console.print(renderable)
 
 
-def _print_record(record: dict[str, Any]) -> None:
+def _print_plain(value: Any) -> None:
     import json
 
-    print(json.dumps(record, indent=1))
-
-
-def _print_records(records: list[Any]) -> None:
-    import json
-    from dataclasses import asdict
-
-    print(json.dumps([asdict(record) for record in records], indent=1))
+    print(json.dumps(value, indent=1))
 
 
 def _print_json(value: BaseModel) -> None:
