@@ -26,8 +26,8 @@ from hwnas.files import read_model, write_json
 from hwnas.models import load, load_tokenizer
 from hwnas.recipe import load_recipe
 from hwnas.summary import Summary
-from hwnas.training.data import encode, load_task
-from hwnas.training.evaluate import predict, score
+from hwnas.tasks.loading import load_task
+from hwnas.tasks.predict import predict
 
 SEEDS = (0, 1, 2)
 BUDGETS = ("50%", "33%")
@@ -96,9 +96,9 @@ def unseen(run: Path, model: Path) -> float:
         seen = recipe.compute.baseline_steps(len(recipe.budgets)) * recipe.compute.batch
         first = max(seen, len(task.train) - UNSEEN)
         held_out = task.train.select(range(first, len(task.train)))
-        data = encode(held_out, load_tokenizer(model), task.max_length)
-        logits = predict(load(model), data, progress=f"{run.name}, unseen rows")
-        value = {"rows": len(data), "accuracy": score("accuracy", logits, data["labels"])}
+        data = task.kind.encode(held_out, load_tokenizer(model), task.max_length)
+        answers = predict(load(model), data, progress=f"{run.name}, unseen rows")
+        value = {"rows": len(data), "accuracy": task.kind.score("accuracy", answers, data)}
         write_json(kept, value)
     return float(json.loads(kept.read_text())["accuracy"])
 

@@ -33,13 +33,13 @@ def parity(
     Args:
         model: the dense torch model that was exported.
         folder: an exported folder of any format.
-        encoded: rows as `hwnas.training.data.encode` makes them.
+        encoded: rows as `Kind.encode` makes them.
         threads: for the folder's runtime.
 
     Raises:
         UserError: there is no such folder, or no exported model in it.
     """
-    from hwnas.training.evaluate import predict
+    from hwnas.tasks.predict import predict
 
     found = predict(load_exported(folder, threads), encoded, batch_size=_BATCH)
     wanted = predict(model, encoded, batch_size=_BATCH)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwnas.anatomy.heads import auto_name, task_of
 from hwnas.errors import UserError
 from hwnas.export.folders import FORMATS, check_format, quiet
 from hwnas.files import replacing
@@ -26,8 +27,6 @@ from hwnas.progress import bar
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_TASK = "text-classification"  # Optimum's name
-_TASK_SUFFIX = "ForSequenceClassification"
 RECORD = "export.json"  # what `hwnas.export.verify` writes beside the folders
 
 Writer = Callable[["PreTrainedModel", Path], None]
@@ -45,13 +44,13 @@ def export_model(
     verification is removed first, since it spoke of the older folders.
 
     Raises:
-        UserError: an unknown format, or a model that is not for sequence classification.
+        UserError: an unknown format, or a model for no task that hwnas knows.
     """
     if not formats:
         raise UserError(f"no export format chosen; known: {', '.join(FORMATS)}")
     writers = {"model": save_model, "onnx": export_onnx, "openvino": export_openvino}
     names = [check_format(name) for name in formats]
-    _check_task(model)
+    task_of(type(model))
     (out / RECORD).unlink(missing_ok=True)
     with bar(f"export {out.name}", total=len(names)) as advance:
         for name in names:
@@ -61,31 +60,31 @@ def export_model(
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write the safetensors folder `out`, for `AutoModelForSequenceClassification.from_pretrained`.
+    """Write the safetensors folder `out`, for `AutoModelFor….from_pretrained`.
 
     A class that transformers does not have (layers of different widths) comes with its file of
     code, and loads with `trust_remote_code=True` and without hwnas.
 
     Raises:
-        UserError: the model is not for sequence classification.
+        UserError: the model is for no task that hwnas knows.
     """
     _write(_save_safetensors, model, tokenizer, out)
 
 
 def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write the ONNX folder `out`, for `ORTModelForSequenceClassification.from_pretrained`.
+    """Write the ONNX folder `out`, for `ORTModelFor….from_pretrained`.
 
     Raises:
-        UserError: the model is not for sequence classification.
+        UserError: the model is for no task that hwnas knows.
     """
     _write(_convert_to_onnx, model, tokenizer, out)
 
 
 def export_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write the OpenVINO folder `out`, for `OVModelForSequenceClassification.from_pretrained`.
+    """Write the OpenVINO folder `out`, for `OVModelFor….from_pretrained`.
 
     Raises:
-        UserError: the model is not for sequence classification.
+        UserError: the model is for no task that hwnas knows.
     """
     _write(_convert_to_openvino, model, tokenizer, out)
 
@@ -93,7 +92,7 @@ def export_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 def _write(
     writer: Writer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path
 ) -> None:
-    _check_task(model)
+    task_of(type(model))
     with replacing(out) as partial, quiet():
         partial.mkdir()
         exported = _plain_copy(model)
@@ -101,16 +100,10 @@ def _write(
         _tokenizer_for(exported, tokenizer).save_pretrained(partial)
 
 
-def _check_task(model: PreTrainedModel) -> None:
-    name = type(model).__name__
-    if not name.endswith(_TASK_SUFFIX):
-        raise UserError(f"{name}: cannot be exported; supported: models …{_TASK_SUFFIX}")
-
-
 def _save_safetensors(model: PreTrainedModel | Any, folder: Path) -> None:
     if type(model) is not _transformers_class(model):
         # what `register_for_auto_class` does to the whole class, here for the copy alone
-        model._auto_class = f"AutoModel{_TASK_SUFFIX}"
+        model._auto_class = auto_name(task_of(type(model)))
     model.save_pretrained(folder)
     # safetensors writes for the owner alone; a server often runs as somebody else
     mode = (folder / "config.json").stat().st_mode
@@ -121,16 +114,18 @@ def _save_safetensors(model: PreTrainedModel | Any, folder: Path) -> None:
 def _convert_to_onnx(model: PreTrainedModel, folder: Path) -> None:
     from optimum.exporters.onnx import onnx_export_from_model
 
+    task = task_of(type(model))
     _pass_for_transformers(model)
-    onnx_export_from_model(model, folder, task=_TASK, do_validation=False)
+    onnx_export_from_model(model, folder, task=task, do_validation=False)
 
 
 def _convert_to_openvino(model: PreTrainedModel, folder: Path) -> None:
     from optimum.exporters.openvino import export_from_model
 
+    task = task_of(type(model))
     _pass_for_transformers(model)
     with _no_telemetry():
-        export_from_model(model, folder, task=_TASK, preprocessors=[], stateful=False)
+        export_from_model(model, folder, task=task, preprocessors=[], stateful=False)
 
 
 def _plain_copy(model: PreTrainedModel | Any) -> PreTrainedModel:

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hwnas.anatomy.heads import ending_for, task_of
 from hwnas.errors import UserError
+from hwnas.files import read_json
 
 RUNTIMES = {"model": "torch", "onnx": "onnxruntime", "openvino": "openvino"}  # of each format
 FORMATS = tuple(RUNTIMES)
@@ -110,13 +112,14 @@ def load_exported(folder: Path, threads: int | None = None) -> Any:
 
 def _load_onnx(folder: Path, threads: int | None) -> Any:
     import onnxruntime
-    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from optimum import onnxruntime as optimum
 
     options = onnxruntime.SessionOptions()
     if threads:
         options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
-    return ORTModelForSequenceClassification.from_pretrained(
+    model_class = getattr(optimum, f"ORT{_ending(folder)}")
+    return model_class.from_pretrained(
         str(folder),
         provider="CPUExecutionProvider",
         session_options=options,
@@ -126,12 +129,24 @@ def _load_onnx(folder: Path, threads: int | None) -> Any:
 
 
 def _load_openvino(folder: Path, threads: int | None) -> Any:
-    from optimum.intel import OVModelForSequenceClassification
+    from optimum import intel
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     with quiet():  # Optimum looks for a local folder in the hub's cache, and warns
-        return OVModelForSequenceClassification.from_pretrained(
+        model_class = getattr(intel, f"OV{_ending(folder)}")
+        return model_class.from_pretrained(
             str(folder), device="CPU", ov_config=settings, local_files_only=True, export=False
         )
+
+
+def _ending(folder: Path) -> str:
+    """What the name of Optimum's class for the folder's model ends in."""
+    config = folder / "config.json"
+    architecture = (read_json(config).get("architectures") or [""])[0]
+    try:
+        ending = ending_for(task_of(architecture))
+    except UserError as error:
+        raise UserError(f"{config}: {error}") from None
+    return "ModelForFeatureExtraction" if ending == "Model" else f"Model{ending}"

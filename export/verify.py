@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hwnas.latency.measure import Paired
-    from hwnas.training.data import Metric
+    from hwnas.tasks.kinds import Kind
 
 
 _COMPILATIONS = 3
@@ -137,23 +137,23 @@ def _served_by_own_runtime(folder: Path, target: Target) -> Target:
 
 
 def score_folder(
-    folder: Path, encoded: Dataset, metric: Metric, threads: int | None = None
+    folder: Path, encoded: Dataset, kind: Kind, metric: str, threads: int | None = None
 ) -> float:
     """The task's metric, in per cent, of an exported folder.
 
     Args:
         folder: of any format.
-        encoded: rows with `labels`, as `hwnas.training.data.encode` makes them.
-        metric: as in `hwnas.training.evaluate.score`.
+        encoded: rows as `kind.encode` makes them.
+        kind, metric: of the task.
         threads: for the folder's runtime.
 
     Raises:
         UserError: there is no such folder, or no exported model in it.
     """
-    from hwnas.training.evaluate import predict, score
+    from hwnas.tasks.predict import predict
 
-    logits = predict(load_exported(folder, threads), encoded, progress=f"score {folder.name}")
-    return score(metric, logits, encoded["labels"])
+    answers = predict(load_exported(folder, threads), encoded, progress=f"score {folder.name}")
+    return kind.score(metric, answers, encoded)
 
 
 def export_and_check(model: str | Path, out: Path, target: Target) -> Verification:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hwnas.models import load, load_model
-    from hwnas.training.data import Task
+    from hwnas.tasks.loading import Task
 
 __version__ = "0.1.0"
 __all__ = ["Task", "__version__", "load", "load_model"]
@@ -15,7 +15,7 @@ __all__ = ["Task", "__version__", "load", "load_model"]
 _LAZY = {
     "load": "hwnas.models",
     "load_model": "hwnas.models",
-    "Task": "hwnas.training.data",
+    "Task": "hwnas.tasks.loading",
 }
 
 

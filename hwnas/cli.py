@@ -383,8 +383,13 @@ def evaluate(
     text: Annotated[
         list[str] | None, typer.Option(help="Column of the text; twice for pairs.")
     ] = None,
-    label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
-    metric: Annotated[str, typer.Option(help="accuracy, f1, f1_macro or matthews.")] = "accuracy",
+    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="One of the task's, e.g. f1; by default the usual one.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Of embeddings: the model whose they should be.")
+    ] = None,
     max_length: Annotated[int, typer.Option(min=4, help="Tokens; longer texts are cut.")] = 128,
     json: Json = False,
 ) -> None:
@@ -392,11 +397,11 @@ def evaluate(
     from hwnas.evaluation import evaluate_folder
 
     _quiet(json)
-    result = evaluate_folder(model, data, text or ["text"], label, metric, max_length)
+    result = evaluate_folder(model, data, text, label, metric, max_length, against)
     if json:
         _print_json(result)
     else:
-        print(f"{metric}: {result.value:.2f} on {result.rows} rows")
+        print(f"{result.metric}: {result.value:.2f} on {result.rows} rows")
 
 
 @app.command()

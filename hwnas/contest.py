@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError
 from hwnas.files import read_model, write_json
-from hwnas.importance import Importance
+from hwnas.importance.scores import Importance
 from hwnas.latency.measure import as_stated
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.session import COMPILATIONS
@@ -32,9 +32,9 @@ from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Finalist
+from hwnas.tasks.predict import predict
 from hwnas.training.baseline import read_history
 from hwnas.training.compute import FORWARD, step_cost
-from hwnas.training.evaluate import divergence, predict
 from hwnas.training.halving import Entrant, Rung, halve, rows
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Contest:
     space: SearchSpace
     scores: Importance
     teacher: PreTrainedModel  # the baseline
-    teacher_logits: np.ndarray  # on the search's validation rows
+    teacher_answers: np.ndarray  # on the search's validation rows
     start: SuperNetwork  # the students' start, reordered
     network: SuperNetwork | None  # the trained super-network; None where a rival shrinks directly
 
@@ -67,6 +67,11 @@ class Contest:
     def loss(self) -> BlockLoss:
         """Additive loss of widths, for the exact answers that seed the search."""
         return self.scores.loss()
+
+    def divergence(self, answers: np.ndarray) -> float:
+        """The distance of answers from the teacher's, on the search's validation rows."""
+        validation = self.inputs.search_validation
+        return self.inputs.task.kind.divergence(self.teacher_answers, answers, validation)
 
 
 def choose_structures(contest: Contest, budget: str) -> Selection:
@@ -138,8 +143,8 @@ def _search(contest: Contest, budget: str) -> Proposer:
             def evaluate(subnetwork: Subnetwork) -> float:
                 if subnetwork not in known:
                     with network.as_subnetwork(subnetwork) as model:
-                        logits = predict(model, inputs.search_validation)
-                    known[subnetwork] = divergence(contest.teacher_logits, logits)
+                        answers = predict(model, inputs.search_validation)
+                    known[subnetwork] = contest.divergence(answers)
                 apart: float = known[subnetwork]
                 return apart
 
@@ -228,6 +233,7 @@ def train_finalists(
         inputs.tokenizer,
         rows(inputs.train, seen * inputs.plan.batch, len(inputs.train)),
         inputs.choice_validation,
+        inputs.task.kind,
         inputs.task.metric,
         rungs,
         inputs.optimization(0, inputs.recipe.training.finalist_rate, 10),
@@ -246,7 +252,7 @@ def train_finalists(
             start=entrants[r.entrant].start,
             rung=r.rung,
             steps=r.steps,
-            cross_entropy=r.cross_entropy,
+            loss=r.loss,
             metric=r.metric,
             survived=(r.entrant, r.rung) in won,
         )
@@ -302,8 +308,8 @@ class Origin:
     def divergence(self, subnetwork: Subnetwork, contest: Contest) -> float:
         """From the teacher, on the search's validation rows."""
         with self.network.as_subnetwork(self.nested(subnetwork)) as model:
-            logits = predict(model, contest.inputs.search_validation)
-        return divergence(contest.teacher_logits, logits)
+            answers = predict(model, contest.inputs.search_validation)
+        return contest.divergence(answers)
 
 
 def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:

@@ -19,16 +19,19 @@ from hwnas.latency.measure import Paired, confirmed
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.latency.validation import operations
-from hwnas.models import load
+from hwnas.models import load, load_tokenizer
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Baseline, Chosen, Compute, Summary
+from hwnas.tasks.predict import predict
 from hwnas.training.baseline import read_history
-from hwnas.training.evaluate import predict, score
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hwnas.contest import Winner
 
+TRIMMED = "vocabulary.json"  # beside the formats of a model whose vocabulary was trimmed
 _PACKAGES = ("hwnas", "torch", "transformers", "optimum", "onnx", "onnxruntime", "openvino")
 
 
@@ -51,14 +54,14 @@ def deliver(
     Raises:
         HwnasError: an exported file does not answer as torch does.
     """
-    path, directory = inputs.path, inputs.directory
+    path, directory, recipe = inputs.path, inputs.directory, inputs.recipe
     if (path / "summary.json").exists():
         return read_model(path / "summary.json", Summary)
     folders = {budget: path / "chosen" / Budget.parse(budget).folder for budget in winners}
     with directory.stage("export"):
         _export(inputs, path / "baseline" / "model", path / "baseline")
         for budget, winner in winners.items():
-            _export(inputs, winner.weights, folders[budget])
+            _export(inputs, winner.weights, folders[budget], trim=recipe.vocabulary.trim)
     with directory.stage("verify"):
         timing = {budget: _time(inputs, budget, folder) for budget, folder in folders.items()}
         parity = {budget: _parity(inputs, folder) for budget, folder in folders.items()}
@@ -118,12 +121,33 @@ def _write(path: Path, summary: Summary) -> None:
     write_report(path)
 
 
-def _export(inputs: Inputs, weights: Path, out: Path) -> None:
+def _export(inputs: Inputs, weights: Path, out: Path, *, trim: bool = False) -> None:
+    """Write a model in every format; with a vocabulary of its task only, if that is asked for."""
     from hwnas.export import FORMATS, export_model
+    from hwnas.vocabulary import trim as trim_vocabulary
 
     missing = [form for form in FORMATS if not (out / form).exists()]
-    if missing:
-        export_model(load(weights), inputs.tokenizer, out, missing)
+    if not missing:
+        return
+    model, tokenizer = load(weights), inputs.tokenizer
+    if trim:
+        least = inputs.recipe.vocabulary.least
+        tokenizer, report = trim_vocabulary(model, tokenizer, inputs.task.texts(), least=least)
+        write_json(out / TRIMMED, report)
+    export_model(model, tokenizer, out, missing)
+
+
+def _read_by(inputs: Inputs, folder: Path, split: Dataset, encoded: Dataset) -> Dataset:
+    """A split as the folder's own tokenizer reads it: `encoded`, unless its vocabulary is trimmed.
+
+    Args:
+        split: rows of the task.
+        encoded: the same as the original's tokenizer reads them.
+    """
+    if not (folder / TRIMMED).exists():
+        return encoded
+    tokenizer = load_tokenizer(folder / "model")
+    return inputs.held_out(split, tokenizer)
 
 
 def _served_folder(inputs: Inputs, folder: Path) -> Path:
@@ -167,9 +191,11 @@ def _parity(inputs: Inputs, folder: Path) -> dict[str, float]:
     """
     from hwnas.export import check_parity
 
-    held_out = inputs.choice_validation
-    count = min(inputs.recipe.measure.parity_rows, len(held_out))
-    examples = held_out.select(range(count))
+    half = inputs.task.choice_validation
+    part = half.select(range(min(inputs.recipe.measure.parity_rows, len(half))))
+    encoded = inputs.choice_validation
+    encoded = encoded.select(range(min(len(part), len(encoded))))
+    examples = _read_by(inputs, folder, part, encoded)
     model = load(folder / "model")
     return {form: check_parity(model, folder / form, examples) for form in ("onnx", "openvino")}
 
@@ -179,14 +205,14 @@ def _serve(inputs: Inputs, folder: Path) -> Served:
     from hwnas.export import folder_size_mb, load_exported
 
     served = _served_folder(inputs, folder)
-    labels = inputs.test["labels"]
-    logits = predict(load_exported(served), inputs.test, progress=f"test {folder.name}")
+    test = _read_by(inputs, folder, inputs.task.test, inputs.test)
+    answers = predict(load_exported(served), test, progress=f"test {folder.name}")
     dense = load(folder / "model")
     shape = find_shape(dense.config)
     flops = round(2 * operations(Subnetwork.full(shape), shape, inputs.target))
     return Served(
         folder=folder,
-        metric=score(inputs.task.metric, logits, labels),
+        metric=inputs.task.kind.score(inputs.task.metric, answers, test),
         size_mb=folder_size_mb(served),
         params=sum(p.numel() for p in dense.parameters()),
         flops=flops,

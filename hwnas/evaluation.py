@@ -1,16 +1,30 @@
-"""Scoring any folder (dense, ONNX or OpenVINO) on a file of labelled texts, every row of it.
+"""Scoring any folder (dense, ONNX or OpenVINO) on a file of labelled rows, every row of it.
 
-Assumes that the file names the classes as the model does: as strings, in any order.
+The kind of task is the model's own. Assumes that the file names the classes as the model does: as
+strings, in any order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from hwnas.errors import UserError
+from hwnas.tasks.kinds import Kind, kind_named
+from hwnas.tasks.rows import Columns, Parse, read_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_KINDS = {
+    "text-classification": "classification",
+    "question-answering": "spans",
+    "token-classification": "tokens",
+    "feature-extraction": "embedding",
+}
 
 
 class Evaluation(BaseModel):
@@ -23,17 +37,26 @@ class Evaluation(BaseModel):
     rows: int
     metric: str
     value: float  # per cent
-    cross_entropy: float
+    loss: float
+    metrics: dict[str, float]  # all that are defined for the task
 
 
 def evaluate_folder(
-    model: Path, data: Path, text: list[str], label: str, metric: str, max_length: int
+    model: Path,
+    data: Path,
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    metric: str | None = None,
+    max_length: int = 128,
+    against: str | None = None,
 ) -> Evaluation:
     """Score `model` on every row of `data`.
 
     Args:
-        text: the column of the text, or the two of a pair.
+        text, label: the columns; by default the usual ones of the kind of task.
+        metric: by default the usual one.
         max_length: tokens; longer texts are cut.
+        against: of embeddings, the model whose they should be.
 
     Raises:
         UserError: an unknown metric, a folder or file that cannot be read, or a label that the
@@ -41,26 +64,100 @@ def evaluate_folder(
     """
     from hwnas.export import load_exported
     from hwnas.models import load_tokenizer
-    from hwnas.training.data import Metric, encode, labelled
-    from hwnas.training.evaluate import cross_entropy, predict, score
-    from hwnas.training.tables import Columns, read_file
+    from hwnas.tasks.predict import predict
 
-    if metric not in get_args(Metric):
-        raise UserError(f"metric {metric!r}: unknown; known: {', '.join(get_args(Metric))}")
-    if len(text) not in (1, 2):
-        raise UserError(f"text columns {', '.join(text)}: give one, or the two of a pair")
     loaded = load_exported(model)
-    names = [loaded.config.id2label[i] for i in range(loaded.config.num_labels)]
-    if metric == "f1" and len(names) != 2:
-        raise UserError(f"metric f1 is for two classes, {model} has {len(names)}; use f1_macro")
-    rows = labelled(read_file(data, Columns(tuple(text), label), known=names), names)
-    encoded = encode(rows, load_tokenizer(model), max_length)
-    logits = predict(loaded, encoded, progress="evaluate")
+    kind = kind_of(loaded.config, str(model))
+    chosen = metric or kind.metrics[0]
+    names = _class_names(loaded.config, kind)
+    _check_metric(chosen, kind, len(names), str(model))
+    columns = Columns(tuple(text or kind.columns[0]), label or kind.columns[1])
+    most = max(2, len(kind.columns[0])) if kind.task == "text-classification" else None
+    if len(columns.texts) > (most or len(kind.columns[0])):
+        raise UserError(
+            f"text columns {', '.join(columns.texts)}: "
+            + ("give one, or the two of a pair" if most else f"give {len(kind.columns[0])}")
+        )
+    rows = read_file(data, columns, _known_only(kind.parse, names))
+    tokenizer = load_tokenizer(model)
+    encoded = kind.encode(kind.split(rows, names), tokenizer, max_length)
+    if kind.task == "feature-extraction":
+        encoded = _with_teacher(encoded, kind, kind.split(rows, names), max_length, against)
+    answers = predict(loaded, encoded, progress="evaluate")
+    fitting = [m for m in kind.metrics if _fits(m, kind, names)]
+    metrics = {name: kind.score(name, answers, encoded) for name in fitting}
     return Evaluation(
         model=str(model),
         data=str(data),
-        rows=len(encoded),
-        metric=metric,
-        value=score(cast(Metric, metric), logits, encoded["labels"]),
-        cross_entropy=cross_entropy(logits, encoded["labels"]),
+        rows=len(rows),
+        metric=chosen,
+        value=metrics[chosen],
+        loss=kind.loss(answers, encoded),
+        metrics=metrics,
     )
+
+
+def kind_of(config: Any, where: str) -> Kind:
+    """The kind of task that a model with this config is for.
+
+    Raises:
+        UserError: none that hwnas can score.
+    """
+    from hwnas.anatomy.heads import task_of
+
+    task = task_of((config.architectures or [""])[0])
+    if task not in _KINDS:
+        raise UserError(f"{where}: is for {task}, which has no score here")
+    if config.problem_type == "regression" and task == "text-classification":
+        return kind_named("regression")
+    return kind_named(_KINDS[task])
+
+
+def _class_names(config: Any, kind: Kind) -> list[str]:
+    """Of the classes that the model tells apart; none where there are no classes."""
+    if kind.task == "token-classification" or "accuracy" in kind.metrics:
+        return [config.id2label[i] for i in range(config.num_labels)]
+    return []
+
+
+def _check_metric(metric: str, kind: Kind, classes: int, where: str) -> None:
+    from hwnas.tasks.classification import check_classes
+
+    if metric not in kind.metrics:
+        raise UserError(f"metric {metric!r}: unknown; known: {', '.join(kind.metrics)}")
+    if kind.task == "text-classification":
+        check_classes(metric, classes, where)
+
+
+def _fits(metric: str, kind: Kind, names: Sequence[str]) -> bool:
+    """Whether a metric is defined for these classes."""
+    if kind.task == "token-classification":
+        return metric != "f1" or any(name.startswith("B-") for name in names)
+    return metric not in ("f1", "accuracy_f1") or len(names) == 2 or not names
+
+
+def _known_only(parse: Parse, names: Sequence[str]) -> Parse:
+    """`parse` that refuses labels which are not among these names, if there are any."""
+
+    def parse_known(record: Any, columns: Columns, where: str) -> tuple[Any, Any]:
+        texts, label = parse(record, columns, where)
+        for name in (label if isinstance(label, tuple) else (label,)) if names else ():
+            if name not in names:
+                raise UserError(f"{where}: label {name!r} is not one of: {', '.join(names)}")
+        return texts, label
+
+    return parse_known
+
+
+def _with_teacher(
+    encoded: Dataset, kind: Kind, split: Dataset, max_length: int, against: str | None
+) -> Dataset:
+    """The rows with the embeddings of the model that `against` names, which it reads for itself."""
+    from hwnas.models import load_model
+    from hwnas.tasks.embedding import with_teacher
+    from hwnas.tasks.predict import predict
+
+    if against is None:
+        raise UserError("embeddings are scored against another model's: name it with --against")
+    teacher, tokenizer = load_model(against, task="feature-extraction")
+    return with_teacher(encoded, predict(teacher, kind.encode(split, tokenizer, max_length)))

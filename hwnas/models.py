@@ -16,6 +16,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hwnas.anatomy import find_family
+from hwnas.anatomy.dense import dense_class
+from hwnas.anatomy.heads import auto_name, task_of
+from hwnas.anatomy.modules import task_head
 from hwnas.demo import package_folder
 from hwnas.errors import UserError
 from hwnas.files import read_json
@@ -86,24 +89,30 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def load_model(
-    name: str, *, labels: Sequence[str] | None = None, seed: int = 0
+    name: str,
+    *,
+    task: str = "text-classification",
+    labels: Sequence[str] | None = None,
+    regression: bool = False,
+    seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classification model, in evaluation mode, and its tokenizer.
+    """An encoder with a head for a task, in evaluation mode, and its tokenizer.
 
-    A head that the weights do not hold, or that was trained for labels other than `labels` (other
-    names or another order), starts from random weights that `seed` alone decides; torch's global
-    random state is left as it was. A classifier of exactly `labels` keeps its head.
+    A head that the weights do not hold, or that was trained for another task or for labels other
+    than `labels` (other names or another order), starts from random weights that `seed` alone
+    decides; torch's global random state is left as it was. A classifier of exactly `labels` keeps
+    its head.
 
     Args:
         name: `demo:minilm`, a local folder or a hub name; only hub names reach the network.
+        task: Optimum's name of it.
         labels: the names of the classes, by index; without it, those of the model's config.
+        regression: one number is wanted instead of classes.
         seed: of the new head.
 
     Raises:
         UserError: in one line, what is wrong with the name, the folder, the weights or the labels.
     """
-    from transformers import AutoModelForSequenceClassification
-
     folder = model_folder(name)
     config = _read_config(folder, name)
     if find_family(config).task == "text-generation":
@@ -111,11 +120,18 @@ def load_model(
             f"model {name}: a language model can be profiled, not yet shrunk; "
             "give an encoder, such as demo:minilm"
         )
-    new_labels = labels is not None and list(labels) != _labels_of(config)
-    if labels is not None:
-        _set_labels(config, labels)
-    weights = _read_weights(folder, config, AutoModelForSequenceClassification, name)
-    _initialise_head(weights, new_labels, seed, name)
+    new_head = _is_for_another_task(config, task)
+    if regression:
+        new_head |= config.problem_type != "regression"
+        config.num_labels = 1
+        config.problem_type = "regression"
+    elif task == "question-answering":
+        config.num_labels = 2  # start and end
+    elif labels is not None:
+        new_head |= list(labels) != _labels_of(config)
+        _set_labels(config, labels, task)
+    weights = _read_weights(folder, config, task, name)
+    _initialise_head(weights, new_head, seed, name)
     return weights.model.eval(), load_tokenizer(folder)
 
 
@@ -128,19 +144,17 @@ def load(path: str | Path) -> PreTrainedModel:
     Raises:
         UserError: in one line, what is wrong with the folder or the weights.
     """
-    import transformers
-
     name = str(path)
     if not Path(path).is_dir():
         raise UserError(f"model {name}: no such folder")
     folder = Path(path)
     config = _read_config(folder, name)
     architecture = (config.architectures or [""])[0]
-    _, task, suffix = architecture.partition("For")
-    auto_class = getattr(transformers, f"AutoModel{task}{suffix}", None)
-    if auto_class is None:
-        raise UserError(f"{folder / 'config.json'}: unknown architecture {architecture!r}")
-    weights = _read_weights(folder, config, auto_class, name)
+    try:
+        task = task_of(architecture)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from None
+    weights = _read_weights(folder, config, task, name)
     unfit = weights.missing | weights.mismatched
     if unfit:
         raise UserError(_lacking(name, unfit))
@@ -196,18 +210,28 @@ def _read_config(folder: Path, name: str) -> Any:
         raise UserError(f"{file}: not a usable config: {_first_line(error)}") from None
 
 
+def _is_for_another_task(config: Any, task: str) -> bool:
+    """Whether the model in a folder has a head, and not one for the task."""
+    try:
+        found = task_of((config.architectures or ["Model"])[0])
+    except UserError:
+        return True
+    return found not in (task, "feature-extraction")
+
+
 def _labels_of(config: Any) -> list[str]:
     return [config.id2label[i] for i in sorted(config.id2label)]
 
 
-def _set_labels(config: Any, labels: Sequence[str]) -> None:
-    """Make it the config of a classifier of `labels`."""
+def _set_labels(config: Any, labels: Sequence[str], task: str) -> None:
+    """Make it the config of a classifier of `labels`, of texts or of tokens."""
     if len(set(labels)) < max(2, len(labels)):
         raise UserError(f"labels {list(labels)}: give two or more different names")
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
+    if task == "text-classification":
+        config.problem_type = "single_label_classification"
 
 
 class _Weights(NamedTuple):
@@ -218,9 +242,12 @@ class _Weights(NamedTuple):
     mismatched: set[str]  # the file has another size
 
 
-def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> _Weights:
+def _read_weights(folder: Path, config: Any, task: str, name: str) -> _Weights:
     import torch
+    import transformers
     from safetensors import SafetensorError
+
+    unusable = (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError)
 
     if not any(folder.glob("*.safetensors")):
         raise UserError(
@@ -228,7 +255,9 @@ def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> _Wei
             "(pickled weights are not loaded; save the model with safe_serialization)"
         )
     uneven = getattr(config, "hwnas_blocks", None)
-    model_class = find_family(config).dense_class(auto_class) if uneven else auto_class
+    model_class: Any = getattr(transformers, auto_name(task))
+    if uneven:
+        model_class = dense_class(config, task)
     try:
         # building a model draws random weights, to be replaced by the file's
         with _quiet_transformers(), torch.random.fork_rng(devices=[]):
@@ -240,21 +269,21 @@ def _read_weights(folder: Path, config: Any, auto_class: Any, name: str) -> _Wei
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except (*unusable, AttributeError) as error:
         raise UserError(f"model {name}: cannot be loaded: {_first_line(error)}") from None
     mismatched = set(info["mismatched_keys"])
     return _Weights(model, set(info["missing_keys"]) - mismatched, mismatched)
 
 
-def _initialise_head(weights: _Weights, new_labels: bool, seed: int, name: str) -> None:
-    """Give the head's layers new weights where they have none, or none for these labels."""
+def _initialise_head(weights: _Weights, new_head: bool, seed: int, name: str) -> None:
+    """Give the head's layers new weights where they have none, or none for this use."""
     import torch
 
     model = weights.model
-    head = find_family(model.config).task_head(model)
+    head = task_head(model)
     # the last module yields the logits, those before it (a pooler) are good for any labels
     fresh = [m for m in head if _names(model, m) & weights.missing]
-    if new_labels and head[-1] not in fresh:
+    if new_head and head and head[-1] not in fresh:
         fresh.append(head[-1])
     replaced = {key for module in fresh for key in _names(model, module)}
     unfit = (weights.missing | weights.mismatched) - replaced

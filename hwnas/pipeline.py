@@ -23,14 +23,15 @@ from hwnas.files import read_model, replacing
 from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
-from hwnas.models import load, load_model
+from hwnas.models import load
 from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
+from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.summary import Compute, Summary
+from hwnas.tasks.loading import load_task
 from hwnas.training.compute import FORWARD, ComputePlan, step_cost, supernet_cost
-from hwnas.training.data import load_task
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,16 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     directory = inputs.directory
     with directory.stage("table"):
         table = stages.latency_table(inputs, given.table)
-        space = stages.search_space(inputs)
-        stages.check_budgets(inputs, table, space)
+        stages.check_budgets(inputs, table, SearchSpace.whole(inputs.shape))
     with directory.stage("baseline"):
         stages.baseline(inputs)
     with directory.stage("importance"):
         scores = stages.importance(inputs)
+        space = stages.search_space(inputs, table, scores)
     compute = _rival_compute(inputs, given) if recipe.strategy != "search" else 0.0
     teacher = load(inputs.path / "baseline" / "model")
     with directory.stage("teacher"):
-        answers = stages.teacher_logits(inputs, teacher)
+        answers = stages.teacher_answers(inputs, teacher)
     network: SuperNetwork | None = None
     if recipe.strategy == "search":
         with directory.stage("supernet"):
@@ -76,7 +77,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
         space=space,
         scores=scores,
         teacher=teacher,
-        teacher_logits=answers,
+        teacher_answers=answers,
         start=stages.starting_network(inputs, scores),
         network=network,
     )
@@ -93,7 +94,7 @@ def _prepare(recipe: Recipe, out: Path, resume: bool, given: Given) -> Inputs:
     target.check_exportable()
     require(target)
     task = load_task(recipe.task_at_target)
-    model, tokenizer = load_model(recipe.model, labels=task.labels, seed=recipe.seed)
+    model, tokenizer = stages.load_for(recipe.model, task, seed=recipe.seed)
     shape = find_shape(model.config)
     for name, length in (("target: seq=", target.seq), ("task.max_length: ", task.max_length)):
         if length > tokenizer.model_max_length:
@@ -179,7 +180,7 @@ def _rival_compute(inputs: Inputs, given: Given) -> float:
         spent = read_model(given.reuse / "summary.json", Summary).compute
         return spent.supernet + spent.search + spent.finalists
     plan = inputs.plan
-    space = stages.search_space(inputs)
+    space = read_model(inputs.path / "space.json", SearchSpace)
     sandwich = stages.sandwich(inputs, space)
     return supernet_cost(
         sandwich, plan.supernet_steps, inputs.shape, inputs.mean_length

@@ -14,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hwnas.errors import UserError
 from hwnas.files import validate, write_text
+from hwnas.importance.spec import ImportanceSpec
 from hwnas.latency.target import Budget, Target
-from hwnas.training.compute import ComputePlan
-from hwnas.training.data import TaskSpec
+from hwnas.space import SpaceSpec
+from hwnas.tasks.spec import TaskSpec
+from hwnas.training.compute import ComputePlan, Precision
+from hwnas.training.sampling import Sampling
 
 Strategy = Literal["search", "uniform", "layers"]
 
@@ -36,8 +39,19 @@ class TrainingSpec(Settings):
     distill_weight: float = Field(0.7, ge=0, le=1)
     temperature: float = Field(2.0, gt=0)
     states_weight: float = Field(1.0, ge=0)  # of the teacher's hidden states in the students' loss
+    relations_weight: float = Field(0.0, ge=0)  # of how its last block relates tokens, likewise
+    sampling: Sampling = "structured"  # of the super-network's subnetworks
+    accumulate: int = Field(1, ge=1)  # parts that a batch is computed in, to save memory
+    precision: Precision = "fp32"  # of the computation on a GPU
     dropout: bool | None = None  # the model's own; by default only where rows are seen twice
     freeze_embeddings: bool = True  # of the words; quicker, and on the demo no worse
+
+
+class VocabularySpec(Settings):
+    """Whether the chosen models keep only the tokens of the task's texts, see `vocabulary`."""
+
+    trim: bool = False
+    least: int = Field(1, ge=1)  # how often a token must occur in training texts to be kept
 
 
 class MeasureSpec(Settings):
@@ -64,6 +78,9 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0)
     compute: ComputePlan = ComputePlan()
     training: TrainingSpec = TrainingSpec()
+    importance: ImportanceSpec = ImportanceSpec()
+    space: SpaceSpec = SpaceSpec()
+    vocabulary: VocabularySpec = VocabularySpec()
     measure: MeasureSpec = MeasureSpec()
 
     @field_validator("target")

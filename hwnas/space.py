@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hwnas.anatomy import Shape
 from hwnas.errors import UserError
 from hwnas.subnetwork import DROPPED, Block, Subnetwork
 
 FFN_STEP = 32  # FFN widths are multiples of this, a whole number of SIMD vectors and cache lines
+
+
+class SpaceSpec(BaseModel):
+    """How the recipe wants its search space to be made; see `boundaries`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # `whole`: every head and FFN step; `automatic`: what survives at a few complexities
+    boundaries: Literal["whole", "automatic"] = "whole"
+    targets: int = Field(5, ge=2)  # complexities between the smallest and the largest
+    # of the full model's complexity; by default a little below the smallest budget, and all of it
+    smallest: float | None = Field(None, gt=0, lt=1)
+    largest: float | None = Field(None, gt=0, le=1)
+    complexity: Literal["latency", "macs"] = "latency"
+    snap: bool = False  # options to the steps at which the latency table says that time is saved
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SpaceSpec:
+        if self.smallest is not None and self.smallest >= (self.largest or 1.0):
+            raise ValueError(f"smallest {self.smallest} is not below largest {self.largest or 1.0}")
+        return self
 
 
 class BlockOptions(BaseModel):

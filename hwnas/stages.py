@@ -6,41 +6,61 @@ The order, and what a stop does to it, are `pipeline`'s; here is what each stage
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from hwnas.anatomy import Shape, find_shape
+from hwnas.boundaries import automatic, snapped
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError
 from hwnas.files import read_model, replacing, write_json
-from hwnas.importance import Importance, first_order, reorder
+from hwnas.importance.kinds import measure
+from hwnas.importance.reordering import reorder
+from hwnas.importance.scores import Importance
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.models import load, load_model
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
-from hwnas.space import SearchSpace
-from hwnas.subnetwork import Block
-from hwnas.training.baseline import BaselineHistory, Patience, read_history, train_baseline
+from hwnas.space import FFN_STEP, SearchSpace
+from hwnas.subnetwork import Block, Subnetwork, macs
+from hwnas.tasks.embedding import Embedding, with_teacher
+from hwnas.tasks.loading import Task
+from hwnas.tasks.predict import predict
+from hwnas.tasks.regression import Regression
+from hwnas.training.baseline import (
+    MOVEMENT,
+    BaselineHistory,
+    Patience,
+    keep_original,
+    read_history,
+    train_baseline,
+)
 from hwnas.training.compute import ComputePlan
-from hwnas.training.data import Task, encode
-from hwnas.training.evaluate import predict
 from hwnas.training.halving import rows
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import Optimization, prepared, train
+from hwnas.training.trainer import (
+    Optimization,
+    collator,
+    model_columns,
+    prepared,
+    questions,
+    train,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_IMPORTANCE_ROWS = 256
 _IMPORTANCE_BATCH = 8
 _SPEED_STEPS = 6
+_BELOW = 0.8  # of the smallest budget, that automatic boundaries begin with
 
 
 @dataclass
@@ -81,11 +101,11 @@ class Inputs:
     @cached_property
     def choice_validation(self) -> Dataset:
         half = self.task.choice_validation
-        return self._encode(half.select(range(min(len(half), self.plan.choice_rows))))
+        return self.held_out(half.select(range(min(len(half), self.plan.choice_rows))))
 
     @cached_property
     def test(self) -> Dataset:
-        return self._encode(self.task.test)
+        return self.held_out(self.task.test)
 
     def optimization(self, steps: int, learning_rate: float, seed: int) -> Optimization:
         """The recipe's way of training, for one stage."""
@@ -99,6 +119,9 @@ class Inputs:
             distill_weight=training.distill_weight,
             temperature=training.temperature,
             states_weight=training.states_weight,
+            relations_weight=training.relations_weight,
+            accumulate=training.accumulate,
+            precision=training.precision,
             dropout=sees_twice if training.dropout is None else training.dropout,
             freeze_embeddings=training.freeze_embeddings,
             seed=self.recipe.seed * 1000 + seed,
@@ -112,10 +135,37 @@ class Inputs:
 
     def _first(self, count: int) -> Dataset:
         half = self.task.search_validation
-        return self._encode(half.select(range(min(len(half), count))))
+        return self.held_out(half.select(range(min(len(half), count))))
 
     def _encode(self, split: Dataset) -> Dataset:
-        return encode(split, self.tokenizer, self.task.max_length)
+        return self.task.kind.encode(split, self.tokenizer, self.task.max_length)
+
+    def held_out(self, split: Dataset, tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
+        """Encoded rows to judge answers by; of embeddings, with those of the original model.
+
+        Args:
+            tokenizer: of the model that is judged; by default the original's.
+        """
+        kind, most = self.task.kind, self.task.max_length
+        encoded = kind.encode(split, tokenizer or self.tokenizer, most)
+        if isinstance(kind, Embedding):
+            original, _ = load_for(self.recipe.model, self.task, seed=self.recipe.seed)
+            encoded = with_teacher(encoded, predict(original, self._encode(split)))
+        return encoded
+
+
+def load_for(
+    name: str, task: Task, *, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of that name with a head for the task, and its tokenizer; see `load_model`."""
+    kind = task.kind
+    return load_model(
+        name,
+        task=kind.task,
+        labels=task.labels or None,
+        regression=isinstance(kind, Regression),
+        seed=seed,
+    )
 
 
 def baseline(inputs: Inputs) -> BaselineHistory:
@@ -124,9 +174,9 @@ def baseline(inputs: Inputs) -> BaselineHistory:
     if not (out / "history.json").exists():
         plan = inputs.plan
         steps = plan.baseline_steps(len(inputs.recipe.budgets))
-        model, _ = load_model(
-            inputs.recipe.model, labels=inputs.task.labels, seed=inputs.recipe.seed
-        )
+        model, _ = load_for(inputs.recipe.model, inputs.task, seed=inputs.recipe.seed)
+        if isinstance(inputs.task.kind, Embedding):
+            return keep_original(model, inputs.tokenizer, out)
         # rows come in the order of their hash, so the first ones are a fair sample; what no
         # training needs stays unseen by all models of the run
         enough = min(len(inputs.train), steps * plan.batch)
@@ -136,8 +186,10 @@ def baseline(inputs: Inputs) -> BaselineHistory:
             rows(inputs.train, 0, enough),
             inputs.plateau_validation,
             inputs.optimization(steps, inputs.recipe.training.baseline_rate, 1),
+            kind=inputs.task.kind,
             start_step=plan.start_steps,
             patience=Patience(every=max(1, steps // 4)),
+            movement=inputs.recipe.importance.kind == "movement",
             out=out,
         )
     return read_history(out)
@@ -163,31 +215,56 @@ def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
 
 
 def importance(inputs: Inputs) -> Importance:
-    """`importance.safetensors`: first-order scores of the students' starting weights."""
+    """`importance.safetensors`: the scores of the students' starting weights."""
     path = inputs.path / "importance.safetensors"
     if not path.exists():
-        from transformers import DataCollatorWithPadding
-
-        columns = [c for c in inputs.train.column_names if c != "length"]
-        part = inputs.train.select_columns(columns)
-        part = part.select(range(min(len(part), _IMPORTANCE_ROWS)))
-        collate = DataCollatorWithPadding(inputs.tokenizer)
+        part = model_columns(inputs.train)
+        spec = inputs.recipe.importance
+        part = part.select(range(min(len(part), spec.rows)))
+        collate = collator(inputs.tokenizer, part)
         batches = [
             dict(collate([part[i] for i in range(at, min(at + _IMPORTANCE_BATCH, len(part)))]))
             for at in range(0, len(part), _IMPORTANCE_BATCH)
         ]
-        first_order(load(inputs.path / "baseline" / "start"), batches).save(path)
+        start = load(inputs.path / "baseline" / "start")
+        movement = None
+        if spec.kind == "movement":
+            from safetensors.torch import load_file
+
+            movement = load_file(inputs.path / "baseline" / MOVEMENT)
+        loss_of = inputs.task.kind.probe
+        measure(start, batches, spec, loss_of=loss_of, movement=movement).save(path)
     return Importance.load(path)
 
 
-def search_space(inputs: Inputs) -> SearchSpace:
+def search_space(inputs: Inputs, table: LatencyTable, scores: Importance) -> SearchSpace:
     """`space.json`: which widths each block may have."""
     path = inputs.path / "space.json"
     if not path.exists():
-        write_json(path, SearchSpace.whole(inputs.shape))
+        wanted = inputs.recipe.space
+        space = SearchSpace.whole(inputs.shape)
+        if wanted.boundaries == "automatic":
+            space = _automatic_space(inputs, scores)
+        if wanted.snap:
+            space = snapped(space, table.predictor(), inputs.shape)
+        write_json(path, space)
     space = read_model(path, SearchSpace)
     space.check(inputs.shape, where=str(path))
     return space
+
+
+def _automatic_space(inputs: Inputs, scores: Importance) -> SearchSpace:
+    """What survives of each block at a few complexities, from just below the smallest budget on."""
+    wanted, shape = inputs.recipe.space, inputs.shape
+    full, seq = Subnetwork.full(shape), inputs.mean_length
+
+    def operations(subnetwork: Subnetwork) -> float:
+        return macs(subnetwork, shape, seq) / macs(full, shape, seq)
+
+    smallest = wanted.smallest or max(0.02, _BELOW * min(budget_shares(inputs)))
+    shares = np.linspace(smallest, wanted.largest or 1.0, wanted.targets)
+    cost = _latency_share(inputs) if wanted.complexity == "latency" else operations
+    return automatic(scores, shape, cost, [float(share) for share in shares], FFN_STEP)
 
 
 def check_budgets(inputs: Inputs, table: LatencyTable, space: SearchSpace) -> None:
@@ -204,16 +281,16 @@ def check_budgets(inputs: Inputs, table: LatencyTable, space: SearchSpace) -> No
             )
 
 
-def teacher_logits(inputs: Inputs, teacher: PreTrainedModel) -> np.ndarray:
-    """`teacher.safetensors`: the baseline's logits `(rows, classes)` by which the search judges."""
+def teacher_answers(inputs: Inputs, teacher: PreTrainedModel) -> np.ndarray:
+    """`teacher.safetensors`: the baseline's answers, by which the search judges."""
     from safetensors.numpy import load_file, save_file
 
     path = inputs.path / "teacher.safetensors"
     if not path.exists():
         with replacing(path) as partial:
             save_file({"search": predict(teacher, inputs.search_validation)}, partial)
-    logits: np.ndarray = load_file(path)["search"]
-    return logits
+    answers: np.ndarray = load_file(path)["search"]
+    return answers
 
 
 def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
@@ -229,9 +306,18 @@ def sandwich(inputs: Inputs, space: SearchSpace) -> Sandwich:
     return Sandwich(
         space,
         seed=inputs.recipe.seed,
+        sampling=inputs.recipe.training.sampling,
+        cost=_latency_share(inputs),
         smallest=max(0.05, 0.8 * min(shares)),
         largest=min(1.0, 1.2 * max(shares)),
     )
+
+
+def _latency_share(inputs: Inputs) -> Callable[[Subnetwork], float]:
+    """The predicted share of the full model's latency."""
+    predictor = LatencyTable.load(inputs.path / "table.json").predictor()
+    full = predictor.predict(Subnetwork.full(inputs.shape))
+    return lambda subnetwork: predictor.predict(subnetwork) / full
 
 
 def budget_share(inputs: Inputs, text: str) -> float:
@@ -259,6 +345,7 @@ def supernet(
             rows(inputs.train, 0, steps * inputs.plan.batch),
             inputs.optimization(steps, inputs.recipe.training.supernet_rate, 2),
             out.with_name("supernet-training"),
+            kind=inputs.task.kind,
             teacher=teacher,
             sandwich=sandwich(inputs, space),
             title="super-network",
@@ -278,21 +365,18 @@ def seconds_per_step(inputs: Inputs) -> float:
     import statistics
     import time
 
-    from transformers import DataCollatorWithPadding
-
-    model, _ = load_model(inputs.recipe.model, labels=inputs.task.labels, seed=inputs.recipe.seed)
+    model, _ = load_for(inputs.recipe.model, inputs.task, seed=inputs.recipe.seed)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    collate = DataCollatorWithPadding(inputs.tokenizer)
-    columns = [c for c in inputs.train.column_names if c != "length"]
-    part = inputs.train.select_columns(columns)
+    part = model_columns(inputs.train)
+    collate = collator(inputs.tokenizer, part)
     seconds = []
     steps = inputs.plan.baseline_steps(len(inputs.recipe.budgets))
     with prepared(model, inputs.optimization(steps, 1e-5, 0)):
         for step in range(_SPEED_STEPS):
             begin = time.perf_counter()
             batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])
-            model(**batch).loss.backward()
+            inputs.task.kind.probe(model(**questions(batch)), batch).backward()
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - begin)

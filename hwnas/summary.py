@@ -32,7 +32,7 @@ class Finalist(Record):
     start: str  # weights it started from: "supernet", "teacher", or a larger budget's "50% winner"
     rung: int
     steps: int  # training steps so far
-    cross_entropy: float  # on validation data that the search did not use
+    loss: float  # on validation data that the search did not use
     metric: float  # of the task, same data, in per cent where the metric is a share
     survived: bool
 

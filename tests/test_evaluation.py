@@ -61,7 +61,7 @@ def test_every_format_gives_what_the_torch_model_says(
     for name in FORMATS:
         found = evaluate(tmp_path / "out" / name, data)
         assert found.value == pytest.approx(75.0)
-        assert found.cross_entropy == pytest.approx(loss, abs=1e-4)
+        assert found.loss == pytest.approx(loss, abs=1e-4)
         assert (found.rows, found.metric, found.data) == (60, "accuracy", str(data))
     f1 = [evaluate(tmp_path / "out" / name, data, metric="f1_macro").value for name in FORMATS]
     assert len(set(f1)) == 1 and math.isfinite(f1[0])

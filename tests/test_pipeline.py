@@ -41,7 +41,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     from datasets import concatenate_datasets
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-    from hwnas.training.data import TaskSpec, load_task
+    from hwnas.tasks.loading import load_task
+    from hwnas.tasks.spec import TaskSpec
 
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)

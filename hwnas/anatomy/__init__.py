@@ -1,23 +1,35 @@
-"""Where a model's elastic parts are: its blocks, attention heads, FFNs, widths, task head.
+"""Where a model's elastic parts are: its blocks, attention heads, FFNs, widths.
 
-Each family of models has one file here that names its modules; everything else in hwnas works
-on the `Anatomy` found. A new family is one new file, listed in `_FAMILIES`.
+A `Family` says by names where these parts stand in the modules of transformers; everything else in
+hwnas works on that. A new family is one new file that makes one, listed in `_FAMILIES`.
+
+Needs no torch, for shapes travel in profiling kits.
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
-# model_type of the config -> the module that knows the family
-_FAMILIES = {"bert": "hwnas.anatomy.bert", "llama": "hwnas.anatomy.llama"}
+# model_type of the config -> the module here whose `family` knows it
+_FAMILIES = {
+    "bert": "bert",
+    "camembert": "bert",
+    "deberta-v2": "deberta",
+    "distilbert": "distilbert",
+    "electra": "bert",
+    "llama": "llama",
+    "mpnet": "mpnet",
+    "roberta": "bert",
+    "vit": "vit",
+    "xlm-roberta": "bert",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Shape:
     head_size: int
     heads: tuple[int, ...]  # per block
     ffn: tuple[int, ...]  # per block
-    vocab: int
+    vocab: int  # 0 where inputs are no tokens
     group: int = 1  # query heads that share a key-value head (a KV group)
     gated: bool = False  # the FFN has a gate beside its way in: three matrices instead of two
     decoder: bool = False  # it writes token by token, with a cache of keys and values
@@ -39,54 +51,61 @@ class Shape:
         return len(self.heads)
 
 
-# a linear layer as the module that holds it and its attribute's name there
-Slot = tuple["nn.Module", str]
-
-
 @dataclass(frozen=True)
-class BlockModules:
-    """The linear layers of one block whose widths are elastic, each as a `Slot`.
+class Family:
+    """Where the elastic parts of a family's models stand, as dotted names of modules.
 
-    Attention projections yield (`attention_in`) or take (`attention_out`) `heads * head_size`
-    columns, a head's columns side by side; the FFN's likewise one column a neuron.
+    All names but that of `blocks` are within one block. Attention projections yield or take
+    `heads * head_size` columns, a head's columns side by side; those of the FFN one column a
+    neuron. A name that a model does not have is passed over, for some are optional.
     """
 
-    attention_in: tuple[Slot, ...]  # query, key, value: (heads * head_size, hidden)
-    attention_out: Slot  # (hidden, heads * head_size)
-    ffn_in: tuple[Slot, ...]  # (ffn, hidden)
-    ffn_out: Slot  # (hidden, ffn)
-
-
-class Family(Protocol):
-    """What one family's file provides."""
-
     task: str  # what its models are mostly for, as Optimum names it
+    blocks: str  # the list of blocks, within the base model
+    attention_in: tuple[str, ...]  # query, key, value …: (heads * head_size, hidden)
+    attention_out: str  # (hidden, heads * head_size)
+    ffn_in: tuple[str, ...]  # (ffn, hidden)
+    ffn_out: str  # (hidden, ffn)
+    shared: tuple[str, ...] = ()  # those of `attention_in` with one head for each KV group
+    # attributes that hold a block's sizes -> "heads" or "width" (of all its heads together)
+    sizes: dict[str, str] = field(default_factory=dict)
+    head_bias: str = ""  # a module that is called with a bias for each head, the same in all blocks
+    ffn_width: str = "intermediate_size"  # its name in the config
+    gated: bool = False
+    decoder: bool = False
 
-    def shape(self, config: PretrainedConfig) -> Shape:
-        """The sizes that the config states (per-block widths included, if it has them)."""
+    def shape(self, config: Any) -> Shape:
+        """The sizes that a config states, per-block widths from `hwnas_blocks` if it has them."""
+        widths = stated_widths(config, self)
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return Shape(
+            family=config.model_type,
+            hidden=config.hidden_size,
+            head_size=head_size(config),
+            heads=tuple(heads for heads, _ in widths),
+            ffn=tuple(ffn for _, ffn in widths),
+            vocab=getattr(config, "vocab_size", 0),
+            group=config.num_attention_heads // kv_heads,
+            gated=self.gated,
+            decoder=self.decoder,
+        )
 
-    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
-        """The stack of blocks, in order, as it stands in the model."""
 
-    def replace_blocks(self, model: PreTrainedModel, kept: nn.ModuleList) -> None:
-        """Make the model run exactly these blocks."""
+def stated_widths(config: Any, family: Family) -> list[tuple[int, int]]:
+    """`(heads, ffn)` of every block: the config's `hwnas_blocks`, or all alike."""
+    full = (config.num_attention_heads, getattr(config, family.ffn_width))
+    blocks = getattr(config, "hwnas_blocks", None) or [full] * config.num_hidden_layers
+    return [(heads, ffn) for heads, ffn in blocks]
 
-    def block_modules(self, block: nn.Module) -> BlockModules:
-        """The elastic linear layers of one block."""
 
-    def set_heads(self, block: nn.Module, heads: int) -> None:
-        """Tell a block's attention how many heads its projections now yield."""
-
-    def dense_class(self, model_class: type) -> type[PreTrainedModel]:
-        """The class of a plain model of the same task whose blocks differ in width."""
-
-    def dense_config(
-        self, config: PretrainedConfig, widths: list[tuple[int, int]]
-    ) -> PretrainedConfig:
-        """A copy of `config` with these `(heads, ffn)` for each block that is kept."""
-
-    def task_head(self, model: PreTrainedModel) -> list[nn.Module]:
-        """The modules between the last block and the logits."""
+def head_size(config: Any) -> int:
+    """Columns of an attention head."""
+    size: int = (
+        getattr(config, "hwnas_head_size", None)
+        or getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads
+    )
+    return size
 
 
 def find_family(config: PretrainedConfig | Any) -> Family:
@@ -101,7 +120,8 @@ def find_family(config: PretrainedConfig | Any) -> Family:
             f"model family {kind!r} is not supported; supported: {', '.join(sorted(_FAMILIES))} "
             "(CONTRIBUTING.md says how to add one)"
         )
-    return cast(Family, importlib.import_module(_FAMILIES[kind]))
+    found: Family = importlib.import_module(f"hwnas.anatomy.{_FAMILIES[kind]}").family
+    return found
 
 
 def find_shape(config: PretrainedConfig | Any) -> Shape:

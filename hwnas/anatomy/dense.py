@@ -2,40 +2,102 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
 
-from hwnas.anatomy import find_family
+from hwnas.anatomy import Family, find_family, head_size, stated_widths
+from hwnas.anatomy.heads import class_for, task_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from hwnas.subnetwork import Subnetwork
 
-
-def stated_widths(config: Any) -> list[tuple[int, int]]:
-    """`(heads, ffn)` of every block: the config's `hwnas_blocks`, or all alike."""
-    full = (config.num_attention_heads, config.intermediate_size)
-    blocks = getattr(config, "hwnas_blocks", None) or [full] * config.num_hidden_layers
-    return [(heads, ffn) for heads, ffn in blocks]
+_LAYOUT = (
+    "blocks",
+    "attention_in",
+    "attention_out",
+    "ffn_in",
+    "ffn_out",
+    "shared",
+    "sizes",
+    "head_bias",
+)
 
 
 def new_dense(
-    config: Any, subnetwork: Subnetwork, model_class: type | None = None
+    config: PretrainedConfig, subnetwork: Subnetwork, task: str | None = None
 ) -> PreTrainedModel:
     """A dense model of the subnetwork's widths with random weights, in evaluation mode.
 
-    Enough to measure time, which depends on shapes only. `model_class` says the task; without
-    it, the task is the family's own.
-    """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    Enough to measure time, which depends on shapes only.
 
-    family = find_family(config)
-    if model_class is None:
-        model_class = {
-            "text-classification": AutoModelForSequenceClassification,
-            "text-generation": AutoModelForCausalLM,
-        }[family.task]
+    Args:
+        task: what it is for; without it, what the family's models are mostly for.
+    """
+    task = task or find_family(config).task
     widths = [(block.heads, block.ffn) for _, block in subnetwork.kept]
-    dense: PreTrainedModel = family.dense_class(model_class)(family.dense_config(config, widths))
+    dense = dense_class(config, task)(dense_config(config, widths))
     dense.eval()
     return dense
+
+
+def dense_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
+    """The class of dense models for a task whose layers differ in width.
+
+    Raises:
+        UserError: the family has no models for it.
+    """
+    from hwnas.anatomy import modeling_hwnas
+
+    name = f"Hwnas{class_for(config, task).__name__}"
+    return cast("type[PreTrainedModel]", getattr(modeling_hwnas, name))
+
+
+def dense_config(config: Any, widths: list[tuple[int, int]]) -> PretrainedConfig:
+    """A copy of `config` for the kept blocks with these `(heads, ffn)`."""
+    family = find_family(config)
+    shape = family.shape(config)
+    result: Any = copy.deepcopy(config)
+    result.num_hidden_layers = len(widths)
+    result.hwnas_blocks = [list(width) for width in widths]
+    result.hwnas_head_size = head_size(config)
+    result.hwnas_layout = layout(family, config)
+    heads = {heads for heads, _ in widths}
+    if family.decoder:
+        result.head_dim = head_size(config)
+        if len(heads) == 1:  # exporters make example caches by these numbers
+            result.num_attention_heads = heads.pop()
+            result.num_key_value_heads = result.num_attention_heads // shape.group
+    return cast("PretrainedConfig", result)
+
+
+def layout(family: Family, config: Any) -> dict[str, Any]:
+    """What `modeling_hwnas` is to know of the family, as JSON."""
+    stated = asdict(family)
+    shape = family.shape(config)
+    names = {key: stated[key] for key in _LAYOUT}
+    names = {key: list(v) if isinstance(v, tuple) else v for key, v in names.items()}
+    return names | {"head_size": shape.head_size, "group": shape.group}
+
+
+def own_biases(model: Any) -> None:
+    """Where a bias for each head is shared by all blocks, let each block choose its heads' part.
+
+    In place, and only once; what the model computes stays. Nothing happens in other families.
+    """
+    from hwnas.anatomy.modeling_hwnas import own_heads
+    from hwnas.anatomy.modules import blocks
+
+    config = model.config
+    family = find_family(config)
+    if not family.head_bias or getattr(config, "hwnas_blocks", None) is not None:
+        return
+    widths = stated_widths(config, family)
+    for block, (heads, _) in zip(blocks(model), widths, strict=True):
+        own_heads(block.get_submodule(family.head_bias), heads)
+    model.__class__ = dense_class(config, task_of(type(model)))
+    stated = dense_config(config, widths)
+    for name in ("hwnas_blocks", "hwnas_head_size", "hwnas_layout"):
+        setattr(config, name, getattr(stated, name))

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from hwnas.anatomy import BlockModules, find_family
-from hwnas.anatomy.dense import new_dense
+from hwnas.anatomy import find_family
+from hwnas.anatomy.dense import layout, new_dense, own_biases
+from hwnas.anatomy.heads import task_of
+from hwnas.anatomy.modeling_hwnas import set_sizes
+from hwnas.anatomy.modules import BlockModules, block_modules, blocks, layer, replace_blocks
 from hwnas.elastic.layers import ElasticLinear
 from hwnas.errors import UserError
-from hwnas.subnetwork import Subnetwork
+from hwnas.subnetwork import Block, Subnetwork
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,15 +42,12 @@ class SuperNetwork:
         self.family = find_family(model.config)
         self.shape = self.family.shape(model.config)
         self.full = Subnetwork.full(self.shape)
-        self._blocks = list(self.family.blocks(model))
-        self._parts = [self.family.block_modules(block) for block in self._blocks]
+        own_biases(model)
+        self._blocks = list(blocks(model))
+        self._parts = [block_modules(self.family, block) for block in self._blocks]
+        self._layout = layout(self.family, model.config)
         for part in self._parts:
-            for holder, name in (
-                *part.attention_in,
-                part.attention_out,
-                *part.ffn_in,
-                part.ffn_out,
-            ):
+            for holder, name in part.all:
                 setattr(holder, name, ElasticLinear.sharing(getattr(holder, name)))
         self.active = self.full
 
@@ -59,12 +59,12 @@ class SuperNetwork:
         """
         self._check(subnetwork)
         for i, choice in subnetwork.kept:
-            _set_width(self._parts[i], choice.heads * self.shape.head_size, choice.ffn)
-            self.family.set_heads(self._blocks[i], choice.heads)
+            self._set_width(self._parts[i], choice)
+            set_sizes(self._blocks[i], self._layout, choice.heads)
         if [i for i, _ in subnetwork.kept] != [i for i, _ in self.active.kept]:
             kept = nn.ModuleList([self._blocks[i] for i, _ in subnetwork.kept])
             kept.train(self.model.training)
-            self.family.replace_blocks(self.model, kept)
+            replace_blocks(self.model, kept)
         self.active = subnetwork
 
     @contextmanager
@@ -87,9 +87,9 @@ class SuperNetwork:
         """
         with self.as_subnetwork(self.full):
             self._check(subnetwork)
-            dense = new_dense(self.model.config, subnetwork, type(self.model))
-            targets = list(self.family.blocks(dense))
-            inside = f"{_name_of(self.model, self.family.blocks(self.model))}."
+            dense = new_dense(self.model.config, subnetwork, task_of(type(self.model)))
+            targets = list(blocks(dense))
+            inside = f"{_name_of(self.model, blocks(self.model))}."
             outer = {
                 name: tensor
                 for name, tensor in self.model.state_dict().items()
@@ -99,6 +99,17 @@ class SuperNetwork:
             for target, (i, _) in zip(targets, subnetwork.kept, strict=True):
                 _copy_prefixes(self._blocks[i], target)
         return dense
+
+    def _set_width(self, part: BlockModules, choice: Block) -> None:
+        width = choice.heads * self.shape.head_size
+        for slot in part.attention_in:
+            cast(ElasticLinear, layer(slot)).active_out = width
+        for slot in part.shared_in:
+            cast(ElasticLinear, layer(slot)).active_out = width // self.shape.group
+        cast(ElasticLinear, layer(part.attention_out)).active_in = width
+        for slot in part.ffn_in:
+            cast(ElasticLinear, layer(slot)).active_out = choice.ffn
+        cast(ElasticLinear, layer(part.ffn_out)).active_in = choice.ffn
 
     def _check(self, subnetwork: Subnetwork) -> None:
         depth = len(self._blocks)
@@ -113,6 +124,11 @@ class SuperNetwork:
                     f"subnetwork {subnetwork}: block {i} is {choice.heads}x{choice.ffn}, "
                     f"the model has {most.heads}x{most.ffn}"
                 )
+            if choice.heads % self.shape.group:
+                raise UserError(
+                    f"subnetwork {subnetwork}: block {i} has {choice.heads} heads; heads are kept "
+                    f"in whole KV groups of {self.shape.group}"
+                )
             if choice.present != (choice.ffn > 0):
                 raise UserError(
                     f"subnetwork {subnetwork}: block {i} has {choice.heads} heads and FFN width "
@@ -120,15 +136,6 @@ class SuperNetwork:
                 )
         if not subnetwork.kept:
             raise UserError(f"subnetwork {subnetwork}: leaves out every block; keep one")
-
-
-def _set_width(part: BlockModules, attention: int, ffn: int) -> None:
-    for holder, name in part.attention_in:
-        cast(ElasticLinear, getattr(holder, name)).active_out = attention
-    for holder, name in part.ffn_in:
-        cast(ElasticLinear, getattr(holder, name)).active_out = ffn
-    cast(ElasticLinear, getattr(*part.attention_out)).active_in = attention
-    cast(ElasticLinear, getattr(*part.ffn_out)).active_in = ffn
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:

@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.anatomy import find_family, find_shape
+from hwnas.anatomy import find_shape
 from hwnas.anatomy.dense import new_dense
+from hwnas.anatomy.modules import blocks as blocks_of
 from hwnas.latency.measure import Inference
 from hwnas.latency.onnx_graphs import OnnxTemplate
 from hwnas.latency.openvino_graphs import OpenVinoTemplate
@@ -77,7 +78,7 @@ def template(config: PretrainedConfig, target: Target) -> Any:
     variant = Subnetwork(tuple(variant_of(block, group) for block in full.blocks))
     model = random_model(config, full)
     paths = {module: path for path, module in model.named_modules()}
-    blocks = [paths[block] for block in find_family(config).blocks(model)]
+    blocks = [paths[block] for block in blocks_of(model)]
     graph = exported_graph(model, target)
     other = exported_graph(random_model(config, variant), target)
     if target.runtime == "onnxruntime":

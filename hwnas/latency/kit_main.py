@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,13 @@ def main() -> int:
 
 
 def _measure(kit: Path, minutes: float | None) -> dict[str, Any]:
-    import math
-
     import openvino
 
     from hwnas.latency.device import describe, versions_of
-    from hwnas.latency.measure import pinned
     from hwnas.latency.openvino_graphs import OpenVinoTemplate
     from hwnas.latency.plan import Plan
     from hwnas.latency.runtimes import openvino_inferences
-    from hwnas.latency.session import Stopwatch, check, measure, most_networks
+    from hwnas.latency.session import run
     from hwnas.latency.target import Target
 
     with zipfile.ZipFile(kit) as archive, tempfile.TemporaryDirectory() as folder:
@@ -75,13 +74,7 @@ def _measure(kit: Path, minutes: float | None) -> dict[str, Any]:
         graph = template.resized(subnetwork)
         return [openvino_inferences(graph, target, job["vocab"]) for _ in range(compilations)]
 
-    with pinned(target.threads):
-        stopwatch = Stopwatch(build, target, plan.reference)
-        begin = time.perf_counter()
-        seconds = math.inf if minutes is None else 60 * minutes
-        fitted = measure(plan, stopwatch, seconds, _progress("profile", most_networks(plan)))
-        took = time.perf_counter() - begin
-        unseen = check(plan, stopwatch, _progress("check", 2 * len(plan.unseen)))
+    session = run(plan, build, target, _bar, minutes)
     return {
         "format": job["format"],
         "job": job,
@@ -90,9 +83,9 @@ def _measure(kit: Path, minutes: float | None) -> dict[str, Any]:
             "versions": versions_of(("openvino", "numpy")),
             "warnings": _load_warning(),
         },
-        "seconds": took,
-        "fitted": [m.to_json() for m in fitted],
-        "unseen": [[first.to_json(), second.to_json()] for first, second in unseen],
+        "seconds": session.seconds,
+        "fitted": [m.to_json() for m in session.fitted],
+        "unseen": [[first.to_json(), second.to_json()] for first, second in session.unseen],
     }
 
 
@@ -102,7 +95,8 @@ def _load_warning() -> list[str]:
     return [f"load average {load:.1f} at the end of measuring"] if load > 1.5 else []
 
 
-def _progress(what: str, total: float) -> Any:
+@contextmanager
+def _bar(what: str, total: float) -> Iterator[Callable[[float], None]]:
     """Prints the share done and the time left, in one line that is written over."""
     begin, done = time.perf_counter(), 0.0
 
@@ -119,7 +113,7 @@ def _progress(what: str, total: float) -> Any:
             flush=True,
         )
 
-    return advance
+    yield advance
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the measurements did not justify it. `validation` tests the assumption on unseen
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -22,17 +21,9 @@ from hwnas.anatomy import Shape, find_shape
 from hwnas.errors import UserError
 from hwnas.latency.fit import Costs, fit, interval_90, left_out
 from hwnas.latency.graphs import builder
-from hwnas.latency.measure import clock_of, pinned, quantile
+from hwnas.latency.measure import clock_of, quantile
 from hwnas.latency.plan import Plan
-from hwnas.latency.session import (
-    PAIRS_EACH,
-    Measurement,
-    Session,
-    Stopwatch,
-    check,
-    measure,
-    most_networks,
-)
+from hwnas.latency.session import PAIRS_EACH, Measurement, Session, run
 from hwnas.latency.table import (
     AtLength,
     Entry,
@@ -86,16 +77,7 @@ def profile(
     machine = Machine.here(target)
     plan = Plan.of(shape, validate, seed)
     build = builder(config, target)
-    with pinned(target.threads):
-        stopwatch = Stopwatch(build, target, plan.reference)
-        begin = time.perf_counter()
-        with bar("profile the device", most_networks(plan)) as advance:
-            seconds = math.inf if minutes is None else 60 * minutes
-            fitted = measure(plan, stopwatch, seconds, advance)
-        seconds = time.perf_counter() - begin
-        with bar("check the table", 2 * len(plan.unseen)) as advance:
-            unseen = check(plan, stopwatch, advance)
-    session = Session(tuple(fitted), tuple(unseen), seconds)
+    session = run(plan, build, target, bar, minutes)
     return table_of(session, plan, shape, target, machine)
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from hwnas.latency.measure import PAIRS, Inference, Paired, Turns, time_at_lengths
+from hwnas.latency.measure import PAIRS, Inference, Paired, Turns, pinned, time_at_lengths
 from hwnas.latency.plan import Plan, between
 from hwnas.latency.target import Target
 from hwnas.subnetwork import Block, Subnetwork
@@ -27,6 +28,8 @@ from hwnas.subnetwork import Block, Subnetwork
 Builder = Callable[[Subnetwork, int], Sequence[Sequence[Inference]]]
 # says that so many networks more are done
 Advance = Callable[[float], object]
+# shows how far something of so many networks is, until it is left
+Bar = Callable[[str, float], AbstractContextManager[Advance]]
 
 PAIRS_EACH = 6  # of each measurement
 STACK_COMPILATIONS = 2
@@ -92,6 +95,27 @@ class Stopwatch:
     def _turns(self, subnetwork: Subnetwork, compilations: int) -> list[Turns]:
         built = self.build(subnetwork, compilations)
         return [Turns(at_one_length) for at_one_length in zip(*built, strict=True)]
+
+
+def run(
+    plan: Plan, build: Builder, target: Target, bar: Bar, minutes: float | None = None
+) -> Session:
+    """All of a device's measuring: the plan's networks, then those to check the costs on.
+
+    Args:
+        bar: shows the progress of each of the two.
+        minutes: of measuring at most, see `measure`; the check is not counted.
+    """
+    with pinned(target.threads):
+        stopwatch = Stopwatch(build, target, plan.reference)
+        begin = time.perf_counter()
+        with bar("profile the device", most_networks(plan)) as advance:
+            limit = math.inf if minutes is None else 60 * minutes
+            fitted = measure(plan, stopwatch, limit, advance)
+        seconds = time.perf_counter() - begin
+        with bar("check the table", 2 * len(plan.unseen)) as advance:
+            unseen = check(plan, stopwatch, advance)
+    return Session(tuple(fitted), tuple(unseen), seconds)
 
 
 def most_networks(plan: Plan) -> int:

@@ -202,7 +202,7 @@ def validation(found: Validation) -> str:
 
 
 def finalists(records: Sequence[Finalist]) -> str:
-    """The successive halving of each budget: validation cross-entropy after every rung."""
+    """The successive halving of each budget: validation loss after every rung."""
     groups = list(dict.fromkeys((f.budget, f.round) for f in records))
     several = any(number > 1 for _, number in groups)
     with drawing("finalists", height=0.9 + 3.0 * max(1, len(groups))) as (figure, svg):
@@ -214,7 +214,7 @@ def finalists(records: Sequence[Finalist]) -> str:
                 colour, marker = styles[path[0].kind]
                 axes.plot(
                     [f.steps for f in path],
-                    [f.cross_entropy for f in path],
+                    [f.loss for f in path],
                     color=colour,
                     marker=marker,
                     markersize=7,
@@ -224,7 +224,7 @@ def finalists(records: Sequence[Finalist]) -> str:
                 if not path[-1].survived:
                     axes.annotate(
                         "out",
-                        (path[-1].steps, path[-1].cross_entropy),
+                        (path[-1].steps, path[-1].loss),
                         xytext=(9, 0),
                         textcoords="offset points",
                         va="center",
@@ -233,7 +233,7 @@ def finalists(records: Sequence[Finalist]) -> str:
             title = f"{_short(budget, 24)}: finalists, the lower the better"
             axes.set_title(f"{title} (round {number})" if several else title)
             axes.set_xlabel("training steps of the finalist")
-            axes.set_ylabel("cross-entropy (nats)")
+            axes.set_ylabel("validation loss")
             axes.margins(x=0.08, y=0.15)
             _legend_outside(axes)
     return svg()

@@ -18,12 +18,17 @@ from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hwnas.files import read_model, replacing, write_json
-from hwnas.training.evaluate import cross_entropy, predict
+from hwnas.importance.kinds import Movement
+from hwnas.tasks.kinds import Kind
+from hwnas.tasks.predict import predict
 from hwnas.training.trainer import Optimization, train
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+MOVEMENT = "movement.safetensors"
 
 
 class BaselineHistory(BaseModel):
@@ -34,7 +39,7 @@ class BaselineHistory(BaseModel):
     steps: int  # that the baseline's weights have seen
     start_steps: int  # that the students' start has seen
     converged: bool
-    validation: dict[int, float]  # step -> cross-entropy
+    validation: dict[int, float]  # step -> loss
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,10 @@ class _Watch(TrainerCallback):
     """Evaluates on the way, keeps the best weights and the students' start on disk."""
 
     def __init__(
-        self, validation: Dataset, patience: Patience, start_step: int, kept: Path
+        self, validation: Dataset, kind: Kind, patience: Patience, start_step: int, kept: Path
     ) -> None:
         self.validation = validation
+        self.kind = kind
         self.patience = patience
         self.start_step = start_step
         self.kept = kept
@@ -86,9 +92,9 @@ class _Watch(TrainerCallback):
         self.losses = {s: loss for s, loss in self.losses.items() if s < step}
         was_training = model.training
         model.eval()
-        logits = predict(model, self.validation)
+        answers = predict(model, self.validation)
         model.train(was_training)
-        loss = cross_entropy(logits, self.validation["labels"])
+        loss = self.kind.loss(answers, self.validation)
         best = min(self.losses.values(), default=math.inf)
         self.losses[step] = loss
         if loss < best:
@@ -107,25 +113,33 @@ def train_baseline(
     validation: Dataset,
     optimization: Optimization,
     *,
+    kind: Kind,
     start_step: int,
     patience: Patience,
     out: Path,
+    movement: bool = False,
 ) -> BaselineHistory:
     """Train `model`; write `out/model`, `out/start` (where students begin), `out/history.json`.
 
     Args:
         train_set, validation: encoded rows; validation is not the test set.
+        kind: of the task.
         start_step: after how many steps the students' start is taken.
+        movement: write `out/movement.safetensors` too, the weights' movement up to that start.
     """
     work = out.with_name(f"{out.name}-training")
-    watch = _Watch(validation, patience, start_step, work / "kept")
+    watch = _Watch(validation, kind, patience, start_step, work / "kept")
+    callbacks: list[TrainerCallback] = [watch]
+    if movement:
+        callbacks.append(Movement(work / "kept" / MOVEMENT, start_step))
     steps = train(
         model,
         tokenizer,
         train_set,
         optimization,
         work / "checkpoints",
-        callbacks=(watch,),
+        kind=kind,
+        callbacks=tuple(callbacks),
         title="baseline",
     )
     converged = steps < optimization.steps
@@ -140,8 +154,23 @@ def train_baseline(
         shutil.copytree(best, partial / "model")
         tokenizer.save_pretrained(partial / "model")
         shutil.copytree(best if converged else work / "kept" / "start", partial / "start")
+        if movement:
+            shutil.copy(work / "kept" / MOVEMENT, partial)
         write_json(partial / "history.json", history)
     shutil.rmtree(work)
+    return history
+
+
+def keep_original(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path
+) -> BaselineHistory:
+    """Write what `train_baseline` writes, of a model that is itself what students are to equal."""
+    history = BaselineHistory(steps=0, start_steps=0, converged=True, validation={})
+    with replacing(out) as partial:
+        for name in ("model", "start"):
+            model.save_pretrained(partial / name)
+        tokenizer.save_pretrained(partial / "model")
+        write_json(partial / "history.json", history)
     return history
 
 

@@ -13,6 +13,7 @@ on from it with fewer (heirs). The baseline takes as many steps as a winner has 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +22,7 @@ from hwnas.subnetwork import Subnetwork, macs
 from hwnas.training.sampling import Sandwich
 
 FORWARD = 1 / 3  # of a training step
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class ComputePlan(BaseModel):

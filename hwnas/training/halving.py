@@ -3,8 +3,8 @@
 Inherited weights rank candidates within a kind of structure, not across kinds. So the best of each
 kind are trained a little, the worse ones are dropped on validation data that the search did not
 look at, and the rest goes on. The last rung takes most of the steps. In each of them the learning
-rate falls to zero: at a constant one, a short training ends anywhere. Judged by cross-entropy,
-which is smoother than accuracy.
+rate falls to zero: at a constant one, a short training ends anywhere. Judged by the loss (of
+classes, the cross-entropy), which is smoother than the metric.
 
 Every rung of every finalist is a folder, so an interrupted halving goes on where it stopped.
 """
@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from hwnas.files import read_model, replacing, write_json
 from hwnas.models import load
 from hwnas.subnetwork import Subnetwork
-from hwnas.training.evaluate import cross_entropy, predict, score
+from hwnas.tasks.kinds import Kind
+from hwnas.tasks.predict import predict
 from hwnas.training.trainer import Optimization, train
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class RungResult(BaseModel):
     entrant: int
     rung: int
     steps: int  # so far
-    cross_entropy: float
+    loss: float
     metric: float
 
 
@@ -79,6 +80,7 @@ def halve(
     tokenizer: PreTrainedTokenizerBase,
     examples: Dataset,
     validation: Dataset,
+    kind: Kind,
     metric: str,
     rungs: Sequence[Rung],
     optimization: Optimization,
@@ -90,7 +92,8 @@ def halve(
     Args:
         build: cuts a dense model for an entrant from its starting weights.
         examples: encoded training rows, taken in order, rung by rung.
-        validation: encoded rows that the search did not look at; `metric` is the task's.
+        validation: encoded rows that the search did not look at.
+        kind, metric: the task's.
         optimization: its `steps` are replaced by each rung's.
         folder: where the weights of each rung go.
         teacher: the entrants learn from it.
@@ -113,15 +116,23 @@ def halve(
                 model = build(entrants[i]) if number == 0 else load(_weights(folder, i, number - 1))
                 title = f"{folder.name} {entrants[i].kind}, rung {number + 1}"
                 work = folder / str(i) / f"rung-{number}-training"
-                train(model, tokenizer, part, rung_optimization, work, teacher=teacher, title=title)
-                logits = predict(model, validation)
-                labels = validation["labels"]
+                train(
+                    model,
+                    tokenizer,
+                    part,
+                    rung_optimization,
+                    work,
+                    kind=kind,
+                    teacher=teacher,
+                    title=title,
+                )
+                answers = predict(model, validation)
                 result = RungResult(
                     entrant=i,
                     rung=number,
                     steps=taken + steps,
-                    cross_entropy=cross_entropy(logits, labels),
-                    metric=score(metric, logits, labels),
+                    loss=kind.loss(answers, validation),
+                    metric=kind.score(metric, answers, validation),
                 )
                 with replacing(out) as partial:
                     model.save_pretrained(partial)
@@ -129,7 +140,7 @@ def halve(
             standing.append(read_model(out / "result.json", RungResult))
         taken += rung.steps or 0
         results += standing
-        standing.sort(key=lambda r: (r.cross_entropy, r.entrant))
+        standing.sort(key=lambda r: (r.loss, r.entrant))
         alive = [r.entrant for r in standing[: rung.survivors]]
     winner = alive[0]
     return Halving(tuple(results), winner, _weights(folder, winner, len(rungs) - 1))

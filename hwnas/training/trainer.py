@@ -8,16 +8,19 @@ epochs, and resumes to the same weights.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import (
+    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PrinterCallback,
     Trainer,
@@ -29,8 +32,17 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from hwnas.elastic.supernet import SuperNetwork
+from hwnas.errors import UserError
 from hwnas.progress import bar
-from hwnas.training.distillation import distillation_loss, states_loss
+from hwnas.tasks.classification import Classification
+from hwnas.tasks.kinds import Kind
+from hwnas.training.compute import Precision
+from hwnas.training.distillation import (
+    last_projections,
+    relations_loss,
+    state_variances,
+    states_loss,
+)
 from hwnas.training.order import training_order
 from hwnas.training.sampling import Sandwich
 
@@ -38,7 +50,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
+_QUESTIONS = ("input_ids", "attention_mask", "token_type_ids")
+_LABELS = ("labels", "start_positions", "end_positions")
+_ROWS_FOR_VARIANCE = 64
 
 
 @dataclass(frozen=True)
@@ -53,9 +67,12 @@ class Optimization:
     distill_weight: float = 0.7  # of the teacher's logits; the labels have the rest
     temperature: float = 2.0
     states_weight: float = 1.0  # of the blocks' outputs, beside both
+    relations_weight: float = 0.0  # of the last block's relations of tokens, likewise
     dropout: bool = True  # the model's own; without it, none
     freeze_embeddings: bool = False  # those of the words
     seed: int = 0
+    accumulate: int = 1  # parts that a batch is computed in, to save memory
+    precision: Precision = "fp32"  # of the computation on a GPU; weights and optimizer are fp32
     checkpoint_every: int = 250  # steps between resumable checkpoints
 
 
@@ -94,6 +111,7 @@ class PlannedTrainer(Trainer):
     """A `Trainer` that goes through its training set once, in the order given.
 
     Args:
+        kind: of the task; its losses are what is learned by from a teacher.
         teacher: in eval mode; it is run beside the model, and the loss is the distillation's.
     """
 
@@ -101,11 +119,13 @@ class PlannedTrainer(Trainer):
         self,
         *,
         optimization: Optimization,
+        kind: Kind,
         teacher: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.optimization = optimization
+        self.kind = kind
         self.teacher = teacher.to(self.args.device) if teacher is not None else None  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = False  # our loss is a mean over the batch
 
@@ -129,39 +149,84 @@ class PlannedTrainer(Trainer):
         if self.teacher is None:
             outputs = model(**inputs)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        outputs, loss = self.distilled(model, inputs, self.answers(inputs))
+        outputs, loss = self.distilled(model, self.model, inputs, self.answers(inputs))
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def answers(self, inputs: dict[str, torch.Tensor]) -> Any:
-        """The teacher's outputs for a batch."""
+    def answers(self, inputs: dict[str, torch.Tensor]) -> _Observed:
+        """What the teacher says to a batch."""
         assert self.teacher is not None
-        questions = {name: value for name, value in inputs.items() if name != "labels"}
-        return self.teacher(**questions, output_hidden_states=self.optimization.states_weight > 0)
+        return self._observed(self.teacher, self.teacher, inputs)
+
+    @cached_property
+    def _variances(self) -> torch.Tensor:
+        """Of the teacher's states, over the first rows: the same in each process."""
+        assert self.teacher is not None
+        examples: Any = self.train_dataset
+        rows = [examples[i] for i in range(min(_ROWS_FOR_VARIANCE, len(examples)))]
+        inputs = {name: x.to(self.args.device) for name, x in self.data_collator(rows).items()}
+        with torch.no_grad():
+            outputs = self.teacher(**questions(inputs), output_hidden_states=True)
+        return state_variances(outputs.hidden_states[1:], inputs["attention_mask"])
+
+    def _observed(
+        self, model: torch.nn.Module, inner: Any, inputs: dict[str, torch.Tensor]
+    ) -> _Observed:
+        """Run the model, and note what the loss looks at inside (in `inner`, the model itself)."""
+        wanted = self.optimization
+        with ExitStack() as stack:
+            projections: list[torch.Tensor] = []
+            if wanted.relations_weight > 0:
+                projections = stack.enter_context(last_projections(inner))
+            outputs = model(**questions(inputs), output_hidden_states=wanted.states_weight > 0)
+        return _Observed(outputs, projections)
 
     def distilled(
-        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], answers: Any
+        self,
+        model: torch.nn.Module,
+        inner: Any,
+        inputs: dict[str, torch.Tensor],
+        teacher: _Observed,
     ) -> tuple[Any, torch.Tensor]:
-        """The model's outputs for a batch, and the loss by the teacher's."""
+        """The model's outputs for a batch, and the loss by the teacher's.
+
+        Args:
+            model: perhaps wrapped for several processes; `inner` is what is wrapped.
+        """
         wanted = self.optimization
-        outputs = model(**inputs, output_hidden_states=wanted.states_weight > 0)
-        loss = distillation_loss(
-            outputs.logits,
-            inputs["labels"],
-            answers.logits,
-            wanted.distill_weight,
-            wanted.temperature,
-        )
+        outputs, projections = self._observed(model, inner, inputs)
+        answers = teacher.outputs
+        hard = self.kind.hard_loss(outputs, inputs)
+        soft = self.kind.soft_loss(outputs, answers, inputs, wanted.temperature)
+        loss = wanted.distill_weight * soft + (1 - wanted.distill_weight) * hard
         if wanted.states_weight > 0:
             # the first of the hidden states is the embeddings', before any block
             loss = loss + wanted.states_weight * states_loss(
-                outputs.hidden_states[1:], answers.hidden_states[1:], inputs["attention_mask"]
+                outputs.hidden_states[1:],
+                answers.hidden_states[1:],
+                inputs["attention_mask"],
+                self._variances,
+            )
+        if wanted.relations_weight > 0:
+            loss = loss + wanted.relations_weight * relations_loss(
+                projections, teacher.projections, inputs["attention_mask"]
             )
         return outputs, loss
 
 
+class _Observed(NamedTuple):
+    """A model's outputs for a batch, and the last block's queries, keys and values if needed."""
+
+    outputs: Any
+    projections: list[torch.Tensor]
+
+
 class SandwichTrainer(PlannedTrainer):
-    """Trains several subnetworks a step, their gradients averaged, one optimizer step for all."""
+    """Trains several subnetworks a step, their gradients averaged, one optimizer step for all.
+
+    With several processes, gradients are averaged over them here and not by torch's wrapper, which
+    cannot know that the parts in use change from one backward pass to the next.
+    """
 
     def __init__(self, *, supernet: SuperNetwork, sandwich: Sandwich, **kwargs: Any) -> None:
         super().__init__(model=supernet.model, **kwargs)
@@ -174,21 +239,77 @@ class SandwichTrainer(PlannedTrainer):
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        model.train()
+        inner = self.supernet.model
+        inner.train()
+        inputs = self._prepare_inputs(inputs)
         subnetworks = self.sandwich.at(self.state.global_step)
+        parts = len(subnetworks) * self.optimization.accumulate
         total = torch.zeros((), device=self.args.device)
-        answers = self.answers(inputs) if self.teacher is not None else None
+        with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
+            answers = self.answers(inputs) if self.teacher is not None else None
         for subnetwork in subnetworks:
             self.supernet.set_subnetwork(subnetwork)
-            if answers is None:
-                loss = model(**inputs).loss / len(subnetworks)
-            else:
-                loss = self.distilled(model, inputs, answers)[1] / len(subnetworks)
-            self.accelerator.backward(loss)
+            with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
+                if answers is None:
+                    loss = inner(**inputs).loss / parts
+                else:
+                    loss = self.distilled(inner, inner, inputs, answers)[1] / parts
+            self.accelerator.backward(loss * self._undone)
             total += loss.detach()
         # checkpoints and the optimizer see the whole model
         self.supernet.set_subnetwork(self.supernet.full)
+        if self.accelerator.sync_gradients:
+            self._average_gradients()
         return total
+
+    @property
+    def _undone(self) -> int:
+        """What `accelerator.backward` divides a loss by; here it is divided already."""
+        return int(self.accelerator.gradient_accumulation_steps)
+
+    def _average_gradients(self) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in self.supernet.model.parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.accelerator.num_processes
+
+
+def questions(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch without its labels."""
+    return {name: value for name, value in inputs.items() if name not in _LABELS}
+
+
+def collator(tokenizer: PreTrainedTokenizerBase, examples: Dataset) -> Callable[[Any], Any]:
+    """Makes batches of encoded rows, padded; labels of tokens are padded too."""
+    labels = examples[0].get("labels")
+    of_tokens = isinstance(labels, list)
+    made = DataCollatorForTokenClassification if of_tokens else DataCollatorWithPadding
+    found: Callable[[Any], Any] = made(tokenizer)
+    return found
+
+
+def model_columns(examples: Dataset) -> Dataset:
+    """Of encoded rows, what a model takes."""
+    names = [name for name in (*_QUESTIONS, *_LABELS) if name in examples.column_names]
+    return examples.select_columns(names)
+
+
+def _per_pass(optimization: Optimization) -> int:
+    """Rows that one process takes at a time.
+
+    Raises:
+        UserError: a batch cannot be divided so.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows, rest = divmod(optimization.batch, processes * optimization.accumulate)
+    if rest or not rows:
+        raise UserError(
+            f"compute.batch: {optimization.batch} rows cannot be divided among {processes} "
+            f"processes and {optimization.accumulate} parts (training.accumulate)"
+        )
+    return rows
 
 
 class _Progress(TrainerCallback):
@@ -210,6 +331,7 @@ def train(
     optimization: Optimization,
     work: Path,
     *,
+    kind: Kind | None = None,
     teacher: PreTrainedModel | None = None,
     sandwich: Sandwich | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
@@ -219,7 +341,8 @@ def train(
 
     Args:
         model: a dense model, or a super-network together with its `sandwich`.
-        examples: encoded rows with `labels` and `length`.
+        examples: encoded rows with their labels and `length`.
+        kind: of the task; by default classification.
         teacher: a dense model of the same residual width, in eval mode; without it, the labels
             alone are learned.
         work: folder for the checkpoints of an interrupted training; a training that finds one
@@ -228,11 +351,14 @@ def train(
     order = training_order(
         examples["length"], optimization.batch, optimization.steps, optimization.seed
     )
-    columns = [c for c in _MODEL_INPUTS if c in examples.column_names]
     arguments = TrainingArguments(
         output_dir=str(work),
+        use_cpu=not torch.cuda.is_available(),  # or torchrun's processes take no notice of another
         max_steps=optimization.steps,
-        per_device_train_batch_size=optimization.batch,
+        per_device_train_batch_size=_per_pass(optimization),
+        gradient_accumulation_steps=optimization.accumulate,
+        bf16=optimization.precision == "bf16" and torch.cuda.is_available(),
+        fp16=optimization.precision == "fp16" and torch.cuda.is_available(),
         learning_rate=optimization.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=round(optimization.warmup * optimization.steps),
@@ -250,9 +376,10 @@ def train(
     common: dict[str, Any] = {
         "args": arguments,
         "optimization": optimization,
+        "kind": kind or Classification(),
         "teacher": teacher,
-        "train_dataset": examples.select_columns(columns).select(order),
-        "data_collator": DataCollatorWithPadding(tokenizer),
+        "train_dataset": model_columns(examples).select(order),
+        "data_collator": collator(tokenizer, examples),
     }
     trainer: Any
     if isinstance(model, SuperNetwork):
@@ -269,5 +396,7 @@ def train(
         with prepared(trainer.model, optimization):
             trainer.train(resume_from_checkpoint=checkpoint)
     trainer.model.eval()
-    shutil.rmtree(work, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()  # the first process may still write a checkpoint
+    if trainer.is_world_process_zero():
+        shutil.rmtree(work, ignore_errors=True)
     return int(trainer.state.global_step)

@@ -31,6 +31,7 @@ from hwnas.export.compare import random_rows
 from hwnas.export.verify import verify
 from hwnas.files import read_model
 from hwnas.latency.target import Target
+from hwnas.tasks.classification import Classification
 
 QUICK = 3  # pairs
 
@@ -88,14 +89,16 @@ def test_one_folder_takes_any_batch_and_length(kind: str, exported: Any) -> None
 
 
 def test_score_is_that_of_the_torch_model(exported: Any, encoded: Any) -> None:
-    from hwnas.training.evaluate import predict
+    from hwnas.tasks.predict import predict
 
     some = encoded.select(range(40))
     labels = predict(exported.model, some).argmax(-1)
     labels[:10] = (labels[:10] + 1) % 3  # a quarter wrong
     rows = some.add_column("labels", labels.tolist())
     for kind in FORMATS:
-        assert score_folder(exported.out / kind, rows, "accuracy") == pytest.approx(75.0)
+        assert score_folder(
+            exported.out / kind, rows, Classification(), "accuracy"
+        ) == pytest.approx(75.0)
 
 
 def test_size_is_of_all_files(exported: Any) -> None:
@@ -166,8 +169,13 @@ def test_export_and_check_from_a_folder(tiny: tuple[Any, Any], tmp_path: Path) -
 
 
 def test_export_and_check_refuses_weights_without_a_head(minilm_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError):
-        export_and_check(minilm_dir, tmp_path / "out", Target())
+    headless = tmp_path / "headless"
+    shutil.copytree(minilm_dir, headless)
+    config = json.loads((headless / "config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    (headless / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="its weights lack 2 tensors"):
+        export_and_check(headless, tmp_path / "out", Target())
     assert not (tmp_path / "out").exists()
 
 

@@ -201,7 +201,7 @@ def make_finalists() -> list[Finalist]:
                             start=start,
                             rung=rung,
                             steps=steps,
-                            cross_entropy=0.68 - 0.0002 * steps + behind,
+                            loss=0.68 - 0.0002 * steps + behind,
                             metric=71.0 + 0.005 * steps - 10 * behind,
                             survived=i == 0,
                         )

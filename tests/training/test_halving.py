@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.classification import Classification
 from hwnas.training.halving import Entrant, Rung, halve
 from hwnas.training.trainer import Optimization
 
@@ -49,6 +50,7 @@ def test_the_winner_takes_its_own_steps_and_rungs_are_kept(
             AutoTokenizer.from_pretrained(minilm_dir),
             examples,
             examples,
+            Classification(),
             "accuracy",
             [Rung(2, 1), Rung(None, 1)],
             Optimization(steps=0, learning_rate=1e-3, batch=8),
@@ -58,7 +60,7 @@ def test_the_winner_takes_its_own_steps_and_rungs_are_kept(
     halving = run()
     first = [r for r in halving.results if r.rung == 0]
     assert [r.steps for r in first] == [2, 2]
-    assert halving.winner == min(first, key=lambda r: r.cross_entropy).entrant
+    assert halving.winner == min(first, key=lambda r: r.loss).entrant
     assert halving.results[-1].entrant == halving.winner
     assert halving.results[-1].steps == entrants[halving.winner].steps
     assert (halving.weights / "model.safetensors").exists()

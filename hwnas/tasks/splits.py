@@ -12,10 +12,10 @@ import html
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hwnas.progress import bar
-from hwnas.training.tables import Row
+from hwnas.tasks.rows import Row
 
 HELD_OUT = 0.1  # the share of the training rows that is cut out for a missing split
 _STRIDE = 1000  # rows between two moves of the progress bar
@@ -59,7 +59,12 @@ def position(row_key: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def separate(given: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], list[str]]:
+Identity = Callable[[Sequence[str]], Sequence[str]]
+
+
+def separate(
+    given: Mapping[str, Sequence[Row]], identity: Identity = tuple
+) -> tuple[dict[str, list[Row]], list[str]]:
     """The rows of `train`, `validation` and `test`, in the order of their hash, and notes.
 
     Given splits stay as they are, but rows whose near-duplicate stands in a held-out split are
@@ -68,6 +73,7 @@ def separate(given: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], 
 
     Args:
         given: rows of `train`, and of `validation` and `test` if they are separate sources.
+        identity: those of a row's texts by which it is a near-duplicate of another.
     """
     splits: dict[str, list[tuple[float, str, Row]]] = {}
     notes: list[str] = []
@@ -75,7 +81,7 @@ def separate(given: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], 
     for split in _PRIORITY:
         if split not in given:
             continue
-        placed = _placed(given[split], split)
+        placed = _placed(given[split], split, identity)
         splits[split] = sorted(item for item in placed if item[1] not in taken)
         dropped = len(placed) - len(splits[split])
         if dropped:
@@ -86,7 +92,7 @@ def separate(given: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], 
             low, high = i * HELD_OUT, (i + 1) * HELD_OUT
             splits[split] = [item for item in splits["train"] if low <= item[0] < high]
             splits["train"] = [item for item in splits["train"] if not low <= item[0] < high]
-    contradictions = _contradictions(row for items in splits.values() for row in items)
+    contradictions = _contradictions((row for items in splits.values() for row in items), identity)
     if contradictions:
         notes.append(
             f"{contradictions} texts occur with more than one label; all their rows are kept"
@@ -94,20 +100,21 @@ def separate(given: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], 
     return {s: [row for *_, row in splits[s]] for s in ("train", "validation", "test")}, notes
 
 
-def _placed(rows: Sequence[Row], split: str) -> list[tuple[float, str, Row]]:
+def _placed(rows: Sequence[Row], split: str, identity: Identity) -> list[tuple[float, str, Row]]:
     """Every row with its place in the order and its key."""
     placed = []
     with bar(f"Splitting {split}", len(rows)) as advance:
         for start in range(0, len(rows), _STRIDE):
             for row in rows[start : start + _STRIDE]:
-                row_key = key(row.texts)
+                row_key = key(identity(row.texts))
                 placed.append((position(row_key), row_key, row))
             advance(min(_STRIDE, len(rows) - start))
     return placed
 
 
-def _contradictions(items: Iterable[tuple[float, str, Row]]) -> int:
+def _contradictions(items: Iterable[tuple[float, str, Row]], identity: Identity) -> int:
     labels: dict[str, set[str]] = defaultdict(set)
     for _, row_key, row in items:
-        labels[row_key].add(row.label)
+        whole = identity(row.texts) == row.texts
+        labels[row_key if whole else key(row.texts)].add(row.label)
     return sum(len(names) > 1 for names in labels.values())

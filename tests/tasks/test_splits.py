@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwnas.training.splits import key, normalise, position, separate
-from hwnas.training.tables import Row
+from hwnas.tasks.rows import Row
+from hwnas.tasks.splits import key, normalise, position, separate
 
 SPLITS = ("train", "validation", "test")
 

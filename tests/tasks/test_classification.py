@@ -11,7 +11,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hwnas.training.evaluate import cross_entropy, divergence, predict, score
+from hwnas.tasks.classification import cross_entropy, divergence
+from hwnas.tasks.classification import score_classes as score
+from hwnas.tasks.predict import predict
 
 # of class 1: two found, one missed, one false alarm; of class 0: one of each
 TRUTH = [0, 1, 1, 0, 1]
@@ -24,6 +26,7 @@ LOGITS = np.array([[2, 1], [0, 3], [5, 4], [0.5, 0.6], [-2, -1]], dtype=np.float
         ("accuracy", 100 * 3 / 5),
         ("f1", 100 * 2 / 3),
         ("f1_macro", 100 * (2 / 3 + 1 / 2) / 2),
+        ("accuracy_f1", 100 * (3 / 5 + 2 / 3) / 2),
         ("matthews", 100 * (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2)),
     ],
 )

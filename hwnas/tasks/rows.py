@@ -1,15 +1,15 @@
-"""Reading labelled rows out of CSV, TSV and JSONL files and hub datasets.
+"""Reading rows out of CSV, TSV and JSONL files and hub datasets.
 
 Files are UTF-8, with a header (CSV, TSV) or one JSON object a line (JSONL). Nothing is guessed or
 silently left out: the first row that is damaged or lacks a text or a label stops the reading
-with its line number. Labels become names: the text of the cell, or the hub's class name.
+with its line number. What a row's text and label may be, its kind of task says (`Parse`).
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -23,10 +23,10 @@ _MAX_CELL = 2**24  # characters; csv's own limit of 2**17 is too small for long 
 
 
 class Row(NamedTuple):
-    """One labelled example."""
+    """One example."""
 
-    texts: tuple[str, ...]  # one text, or the two of a pair
-    label: str
+    texts: tuple[str, ...]  # one text, the two of a pair, or the words of a sentence
+    label: Any  # hashable, as the kind of task has it
     id: int  # number of the row in its source, from 0
 
 
@@ -34,18 +34,22 @@ class Columns(NamedTuple):
     """Where texts and label stand in a source."""
 
     texts: tuple[str, ...]
-    label: str
+    label: str  # empty where rows have none
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.texts, self.label) if self.label else self.texts
 
 
-def read_file(path: Path, columns: Columns, known: Collection[str] | None = None) -> list[Row]:
+# (record, columns, where) -> texts, label
+Parse = Callable[[Mapping[str, Any], Columns, str], tuple[Any, Any]]
+
+
+def read_file(path: Path, columns: Columns, parse: Parse) -> list[Row]:
     """All rows of a CSV, TSV or JSONL file.
 
-    Args:
-        known: the labels that may occur; without it, any.
-
     Raises:
-        UserError: a missing, empty or damaged file, a missing column, text or label, or a label
-            that is not known.
+        UserError: a missing, empty or damaged file, a missing column, text or label.
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: unknown kind of file; expected {', '.join(FORMATS)}")
@@ -53,7 +57,7 @@ def read_file(path: Path, columns: Columns, known: Collection[str] | None = None
     try:
         # utf-8-sig: spreadsheets put a byte order mark first; newlines are left to the parsers
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(reader(file, path), columns, str(path), "line", known))
+            rows = list(_rows(reader(file, path), columns, parse, str(path), "line"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -123,53 +127,43 @@ def _jsonl_records(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, A
 def _rows(
     records: Iterable[tuple[int, Mapping[str, Any]]],
     columns: Columns,
+    parse: Parse,
     source: str,
     unit: str,
-    known: Collection[str] | None = None,
 ) -> Iterator[Row]:
     for index, (number, record) in enumerate(records):
-        where = f"{source}: {unit} {number}"
         if index == 0:
             check_columns(record, columns, source)
-        texts = tuple(_text(record.get(name), name, where) for name in columns.texts)
-        label = _label(record.get(columns.label), columns.label, where)
-        if known is not None and label not in known:
-            raise UserError(f"{where}: label {label!r} is not one of: {', '.join(known)}")
+        texts, label = parse(record, columns, f"{source}: {unit} {number}")
         yield Row(texts, label, index)
 
 
 def check_columns(present: Iterable[str], columns: Columns, source: str) -> None:
     """Raise `UserError` if a column is not among those present, which it lists."""
     names = list(present)
-    for wanted in (*columns.texts, columns.label):
+    for wanted in columns.all:
         if wanted not in names:
             raise UserError(f"{source}: no column {wanted!r}; it has: {', '.join(map(str, names))}")
 
 
-def _text(value: Any, name: str, where: str) -> str:
-    if value is None or value == "":
-        raise UserError(f"{where}: no text in column {name!r}; remove the row or fill it")
-    if not isinstance(value, str):
+def text_of(record: Mapping[str, Any], name: str, where: str) -> str:
+    """The text in a column.
+
+    Raises:
+        UserError: there is none, or something else.
+    """
+    value = record.get(name)
+    if value is not None and not isinstance(value, str):
         raise UserError(f"{where}: column {name!r} holds {value!r}, expected text")
-    if not value.strip():
+    if value is None or not value.strip():
         raise UserError(f"{where}: no text in column {name!r}; remove the row or fill it")
     return value
 
 
-def _label(value: Any, name: str, where: str) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, (str, int)) and str(value).strip():
-        return str(value).strip()
-    if value is None or value == "" or isinstance(value, str):
-        raise UserError(f"{where}: no label in column {name!r}; remove the row or fill it")
-    raise UserError(f"{where}: column {name!r} holds {value!r}, expected the name of a class")
-
-
-def rows_of(dataset: Dataset, columns: Columns, source: str) -> list[Row]:
+def rows_of(dataset: Dataset, columns: Columns, parse: Parse, source: str) -> list[Row]:
     """The rows of a hub dataset's split; none if it carries no labels (-1, hidden test sets).
+
+    Class numbers become the names that the dataset has for them.
 
     Raises:
         UserError: a missing column, text or label.
@@ -177,31 +171,42 @@ def rows_of(dataset: Dataset, columns: Columns, source: str) -> list[Row]:
     from datasets import ClassLabel
 
     check_columns(dataset.column_names, columns, source)
-    dataset = dataset.select_columns([*columns.texts, columns.label])
-    feature = dataset.features[columns.label]
+    dataset = dataset.select_columns(list(columns.all))
+    feature = dataset.features[columns.label] if columns.label else None
+    records: Iterable[dict[str, Any]] = iter(dataset)
     if isinstance(feature, ClassLabel):
-        values: Sequence[int] = dataset[columns.label]
-        if all(value == -1 for value in values):
+        if all(value == -1 for value in dataset[columns.label]):
             return []
         names = feature.names
-        records: Iterable[dict[str, Any]] = (
+        records = (
             {**record, columns.label: names[i] if (i := record[columns.label]) >= 0 else None}
             for record in dataset
         )
-    else:
-        records = iter(dataset)
-    return list(_rows(enumerate(records), columns, source, "row"))
+    elif isinstance(inner := getattr(feature, "feature", None), ClassLabel):
+        names = inner.names
+        records = (
+            {**record, columns.label: [names[i] for i in record[columns.label]]}
+            for record in dataset
+        )
+    return list(_rows(enumerate(records), columns, parse, source, "row"))
 
 
 def read_hub(
-    name: str, subset: str | None, columns: Columns
+    name: str,
+    subset: str | None,
+    columns: Columns,
+    parse: Parse,
+    splits: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[Row]], list[str]]:
     """The labelled splits (`train`, `validation`, `test`) of a hub dataset, and notes.
 
     Downloads into the hub's cache unless it is there; code of a dataset is never run.
 
+    Args:
+        splits: its name of each split that is to be used; by default, of those three, each its own.
+
     Raises:
-        UserError: it cannot be had, or has no `train` split.
+        UserError: it cannot be had, or has no split for `train`.
     """
     from datasets import load_dataset
 
@@ -214,17 +219,25 @@ def read_hub(
         raise UserError(
             f"{source}: no such file, and not to be had from the hub: {reason}"
         ) from None
-    if "train" not in found:
-        raise UserError(f"{source}: has no split 'train'; it has: {', '.join(found)}")
-    splits: dict[str, list[Row]] = {}
+    wanted = splits or {split: split for split in ("train", "validation", "test")}
+    if wanted["train"] not in found:
+        raise UserError(
+            f"{source}: has no split {wanted['train']!r}; it has: {', '.join(map(str, found))}"
+        )
+    read: dict[str, list[Row]] = {}
     notes: list[str] = []
-    for split in ("train", "validation", "test"):
-        if split in found:
-            rows = rows_of(found[split], columns, f"{source}, split {split}")
+    for split, its_name in wanted.items():
+        if its_name in found:
+            rows = rows_of(found[its_name], columns, parse, f"{source}, split {its_name}")
             if rows:
-                splits[split] = rows
+                read[split] = rows
             else:
-                notes.append(f"{source}: split {split} has no labels and is not used")
-    if "train" not in splits:
-        raise UserError(f"{source}: split train has no labelled rows")
-    return splits, notes
+                notes.append(f"{source}: split {its_name} has no labels and is not used")
+    if "train" not in read:
+        raise UserError(f"{source}: split {wanted['train']} has no labelled rows")
+    return read, notes
+
+
+def text_columns(rows: Sequence[Row]) -> list[list[str]]:
+    """The rows' texts, column by column."""
+    return [list(column) for column in zip(*(row.texts for row in rows), strict=True)]

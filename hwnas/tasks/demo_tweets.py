@@ -33,8 +33,8 @@ from collections import Counter, defaultdict
 from hwnas.demo import package_folder
 from hwnas.errors import UserError
 from hwnas.progress import bar
-from hwnas.training.splits import key
-from hwnas.training.tables import Columns, Row
+from hwnas.tasks.rows import Columns, Row
+from hwnas.tasks.splits import key
 
 COLUMNS = Columns(("text",), "label")
 ROWS = 38_158

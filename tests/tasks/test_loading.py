@@ -14,11 +14,14 @@ from pydantic import ValidationError
 
 import hwnas
 from hwnas.errors import UserError
-from hwnas.training import demo_tweets
-from hwnas.training.data import Task, TaskSpec, encode, labelled, load_task
-from hwnas.training.splits import key
-from hwnas.training.tables import Row
+from hwnas.tasks import demo_tweets
+from hwnas.tasks.classification import Classification
+from hwnas.tasks.loading import Task, load_task
+from hwnas.tasks.rows import Row
+from hwnas.tasks.spec import TaskSpec
+from hwnas.tasks.splits import key
 
+KIND = Classification()
 SPLITS = ("train", "validation", "test")
 
 
@@ -208,7 +211,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_specs_are_validated() -> None:
-    with pytest.raises(ValidationError, match="one or two columns, got 3"):
+    with pytest.raises(
+        ValidationError, match="one or two columns for a task of kind classification, got 3"
+    ):
         TaskSpec(text=["a", "b", "c"])
     with pytest.raises(ValidationError, match="metric"):
         TaskSpec(metric="bleu")  # type: ignore[arg-type]
@@ -222,7 +227,7 @@ def test_task_is_public() -> None:
 
 def test_encoding(tiny_tokenizer: Any) -> None:
     rows = [Row(("good day " * 40,), "no", 0), Row(("a bad day",), "yes", 1)]
-    encoded = encode(labelled(rows, ["no", "yes"]), tiny_tokenizer, 16)
+    encoded = KIND.encode(KIND.split(rows, ["no", "yes"]), tiny_tokenizer, 16)
     assert encoded["length"] == [16, 5]
     assert encoded["labels"] == [0, 1]
     assert encoded["input_ids"][1] == [2, 8, 6, 7, 3]
@@ -232,7 +237,7 @@ def test_encoding(tiny_tokenizer: Any) -> None:
 
 def test_encoding_pairs_tells_them_apart(tiny_tokenizer: Any) -> None:
     rows = [Row(("good " * 30, "bad day"), "no", 0)]
-    encoded = encode(labelled(rows, ["no"]), tiny_tokenizer, 12)
+    encoded = KIND.encode(KIND.split(rows, ["no"]), tiny_tokenizer, 12)
     assert encoded["input_ids"] == [[2, *[5] * 7, 3, 6, 7, 3]], "the longest is cut first"
     assert encoded["token_type_ids"] == [[0] * 9 + [1] * 3]
 
@@ -240,15 +245,15 @@ def test_encoding_pairs_tells_them_apart(tiny_tokenizer: Any) -> None:
 def test_encoding_beyond_what_the_model_reads(minilm_dir: Path) -> None:
     from hwnas.models import load_tokenizer
 
-    rows = labelled([Row(("day",), "no", 0)], ["no"])
+    rows = KIND.split([Row(("day",), "no", 0)], ["no"])
     with pytest.raises(UserError, match=r"max_length 513: the model reads at most 512 tokens"):
-        encode(rows, load_tokenizer(minilm_dir), 513)
+        KIND.encode(rows, load_tokenizer(minilm_dir), 513)
 
 
 def test_lengths_of_tweets_are_as_stated(tweets: Task, minilm_dir: Path) -> None:
     from hwnas.models import load_tokenizer
 
-    encoded = encode(tweets.test, load_tokenizer(minilm_dir), 128)
+    encoded = tweets.kind.encode(tweets.test, load_tokenizer(minilm_dir), 128)
     lengths = sorted(encoded["length"])
     assert 30 <= sum(lengths) / len(lengths) <= 34
     assert lengths[-1] <= 75

@@ -1,0 +1,245 @@
+"""Trimming a model's vocabulary to the tokens of the user's data.
+
+Half of a small encoder is its word embeddings, most of which a task never reads. Rows of tokens
+that occur too seldom in given texts are cut out, of embeddings and tokenizer alike. Nothing else
+changes: a text whose tokens are all kept is read as before and gives the very same answer.
+
+What becomes of a word that needs a token that is gone: it is split into smaller pieces that are
+kept. For this all pieces of one character stay (of byte-level tokenizers: all bytes), so that only
+a character which the original did not know either becomes the unknown token.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from hwnas.errors import UserError
+from hwnas.progress import bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_CHUNK = 4096  # texts tokenized at a time
+_MODELS = ("WordPiece", "BPE", "Unigram")
+_PREFIXES = ("##", "▁", "Ġ")  # of pieces: inside a word, or at its beginning
+
+
+class TrimReport(BaseModel):
+    """What trimming did."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    before: int  # tokens
+    after: int
+    texts: int  # that were read
+    seen: int  # distinct tokens that occur in them
+    fallback: int = Field(description="tokens kept only so that other words can be split into them")
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Counter[int]:
+    """How often each token occurs in the texts."""
+    found: Counter[int] = Counter()
+    with bar("count tokens", len(texts)) as advance:
+        for start in range(0, len(texts), _CHUNK):
+            part = list(texts[start : start + _CHUNK])
+            for ids in tokenizer(part, add_special_tokens=False)["input_ids"]:
+                found.update(ids)
+            advance(len(part))
+    return found
+
+
+def trim(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    least: int = 1,
+) -> tuple[PreTrainedTokenizerBase, TrimReport]:
+    """Cut the vocabulary down to what `texts` need; the model's embeddings in place.
+
+    Args:
+        model: an encoder; its other weights stay as they are.
+        texts: of the task.
+        least: how often a token must occur to be kept for its own sake.
+
+    Returns:
+        The tokenizer for the model, and what was done.
+
+    Raises:
+        UserError: the tokenizer is of a kind that cannot be trimmed, or the model writes tokens.
+    """
+    if model.get_output_embeddings() is not None:
+        raise UserError(
+            f"{type(model).__name__}: its output layer writes tokens; only encoders are trimmed"
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{type(tokenizer).__name__}: only fast tokenizers can be trimmed")
+    backend: Any = tokenizer
+    stored = json.loads(backend.backend_tokenizer.to_str())
+    kind = stored["model"].get("type")
+    if kind not in _MODELS:
+        raise UserError(
+            f"{type(tokenizer).__name__}: a tokenizer of kind {kind} cannot be trimmed; "
+            f"those of {', '.join(_MODELS)} can"
+        )
+    counts = count_tokens(tokenizer, texts)
+    seen = {token for token, count in counts.items() if count >= least}
+    before = len(_tokens(stored))
+    kept = sorted(_needed(stored, seen))
+    trimmed = _trimmed_tokenizer(tokenizer, stored, kept)
+    _trim_embeddings(model, kept, trimmed)
+    report = TrimReport(
+        before=before,
+        after=len(kept),
+        texts=len(texts),
+        seen=len(counts),
+        fallback=len(set(kept) - seen),
+    )
+    return trimmed, report
+
+
+def _tokens(stored: dict[str, Any]) -> dict[str, int]:
+    """Every token of a stored tokenizer and its number."""
+    vocabulary = stored["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        found = dict(vocabulary)
+    else:
+        found = {token: i for i, (token, _) in enumerate(vocabulary)}
+    return found | {token["content"]: token["id"] for token in stored["added_tokens"]}
+
+
+def _needed(stored: dict[str, Any], seen: Collection[int]) -> set[int]:
+    """The tokens that are seen, the special ones, and those that others can be split into."""
+    tokens = _tokens(stored)
+    names = {number: token for token, number in tokens.items()}
+    needed = {number for number in seen if number in names}
+    needed |= {token["id"] for token in stored["added_tokens"]}
+    model = stored["model"]
+    if model["type"] == "Unigram":
+        needed.add(model["unk_id"])
+    elif model.get("unk_token") in tokens:
+        needed.add(tokens[model["unk_token"]])
+    needed |= {number for token, number in tokens.items() if len(_bare(token)) <= 1}
+    if model["type"] == "BPE":
+        needed |= {tokens[part] for part in _parts(model, [names[n] for n in needed])}
+    return needed
+
+
+def _bare(token: str) -> str:
+    """A piece without the sign of where in a word it stands."""
+    for prefix in _PREFIXES:
+        if token.startswith(prefix):
+            return token[len(prefix) :]
+    return token
+
+
+def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """A BPE model's merges, which older files write as one text each."""
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+    return [(first, second) for first, second in pairs]
+
+
+def _parts(model: dict[str, Any], tokens: Iterable[str]) -> set[str]:
+    """What BPE tokens are merged of, down to single characters."""
+    made_of: dict[str, set[str]] = {}
+    for first, second in _merges(model):
+        made_of.setdefault(first + second, set()).update((first, second))
+    found: set[str] = set()
+    waiting = list(tokens)
+    while waiting:
+        for part in made_of.get(waiting.pop(), set()) - found:
+            found.add(part)
+            waiting.append(part)
+    return found
+
+
+def _trimmed_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, stored: dict[str, Any], kept: Sequence[int]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer with only these tokens, numbered anew in their order."""
+    from transformers import AutoTokenizer
+
+    number = {old: new for new, old in enumerate(kept)}
+    model = stored["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {t: number[i] for t, i in model["vocab"].items() if i in number}
+    else:
+        model["vocab"] = [entry for i, entry in enumerate(model["vocab"]) if i in number]
+        model["unk_id"] = number[model["unk_id"]]
+    if model["type"] == "BPE":
+        here = model["vocab"]
+        model["merges"] = [
+            [a, b] for a, b in _merges(model) if a in here and b in here and a + b in here
+        ]
+    for token in stored["added_tokens"]:
+        token["id"] = number[token["id"]]
+    stored["post_processor"] = _renumbered(stored["post_processor"], number)
+    stored["padding"] = stored["truncation"] = None
+    auto_tokenizer: Any = AutoTokenizer
+    with tempfile.TemporaryDirectory(prefix="hwnas-") as name:
+        folder = Path(name)
+        tokenizer.save_pretrained(folder)
+        for other in folder.iterdir():  # files of the slow tokenizer, and of the old numbers
+            if other.suffix != ".json" or other.name in ("vocab.json", "added_tokens.json"):
+                other.unlink()
+        (folder / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+        path = folder / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        decoder = config.get("added_tokens_decoder", {})
+        config["added_tokens_decoder"] = {
+            str(number[int(old)]): token for old, token in decoder.items() if int(old) in number
+        }
+        path.write_text(json.dumps(config), encoding="utf-8")
+        found: PreTrainedTokenizerBase = auto_tokenizer.from_pretrained(folder)
+    found.model_max_length = tokenizer.model_max_length
+    return found
+
+
+def _renumbered(processor: Any, number: dict[int, int]) -> Any:
+    """What puts special tokens around a text, with their new numbers."""
+    if isinstance(processor, list):
+        return [_renumbered(one, number) for one in processor]
+    if not isinstance(processor, dict):
+        return processor
+    changed: dict[str, Any] = {}
+    for key, value in processor.items():
+        if key in ("sep", "cls") and isinstance(value, list):
+            changed[key] = [value[0], number[value[1]]]
+        elif key == "special_tokens" and isinstance(value, dict):
+            changed[key] = {
+                name: token | {"ids": [number[old] for old in token["ids"]]}
+                for name, token in value.items()
+            }
+        else:
+            changed[key] = _renumbered(value, number)
+    return changed
+
+
+@torch.no_grad()
+def _trim_embeddings(
+    model: Any, kept: Sequence[int], tokenizer: PreTrainedTokenizerBase | Any
+) -> None:
+    old = model.get_input_embeddings()
+    new = nn.Embedding(
+        len(kept), old.embedding_dim, padding_idx=tokenizer.pad_token_id, dtype=old.weight.dtype
+    )
+    new.weight.copy_(old.weight[torch.tensor(kept)])
+    new.to(old.weight.device)
+    new.train(old.training)
+    model.set_input_embeddings(new)
+    model.config.vocab_size = len(kept)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(model.config, name, None) is not None:
+            setattr(model.config, name, getattr(tokenizer, name))
+    for module in model.modules():  # RoBERTa counts positions from the padding's number on
+        if hasattr(module, "padding_idx") and hasattr(module, "word_embeddings"):
+            module.padding_idx = tokenizer.pad_token_id

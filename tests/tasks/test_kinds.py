@@ -1,0 +1,504 @@
+"""Every kind of task: what it reads, learns from and scores, against values worked out by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from pydantic import ValidationError
+from transformers import (
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+)
+
+from hwnas.errors import UserError
+from hwnas.tasks.embedding import Embedding, with_teacher
+from hwnas.tasks.kinds import KINDS, kind_named
+from hwnas.tasks.loading import load_task
+from hwnas.tasks.predict import predict
+from hwnas.tasks.regression import Regression
+from hwnas.tasks.rows import Columns, Row
+from hwnas.tasks.spans import Spans, normalised
+from hwnas.tasks.spec import TaskSpec
+from hwnas.tasks.tokens import Tokens
+from hwnas.training.trainer import Optimization, collator, model_columns, questions, train
+
+MODELS = {
+    "classification": BertForSequenceClassification,
+    "regression": BertForSequenceClassification,
+    "spans": BertForQuestionAnswering,
+    "tokens": BertForTokenClassification,
+    "embedding": BertModel,
+}
+WORDS = ("good", "bad", "day", "a")
+
+
+def _rows(kind: str, count: int = 24) -> list[Row]:
+    """Rows whose answer can be learned."""
+    found = []
+    for i in range(count):
+        words = tuple(WORDS[(i // 4**k) % 4] for k in range(3))
+        text = " ".join(words)
+        if kind == "spans":
+            at = text.find("good")
+            found.append(Row(("what", text), (("good", at),) if at >= 0 else (), i))
+        elif kind == "tokens":
+            tags = tuple({"good": "B-X", "bad": "B-Y"}.get(word, "O") for word in words)
+            found.append(Row(words, tags, i))
+        else:
+            labels = {
+                "classification": ("no", "yes")[words[0] == "good"],
+                "regression": float(WORDS.index(words[0])),
+                "embedding": "",
+            }
+            found.append(Row((text,), labels[kind], i))
+    return found
+
+
+@pytest.fixture
+def setup(tiny_config: Any, tiny_tokenizer: Any) -> Any:
+    def make(name: str) -> SimpleNamespace:
+        kind = kind_named(name)
+        rows = _rows(name)
+        labels = kind.label_names(rows, "rows.jsonl", kind.metrics[0], "label")
+        encoded = kind.encode(kind.split(rows, labels), tiny_tokenizer, 24)
+        config = copy.deepcopy(tiny_config)
+        config.num_labels = max(1, len(labels)) if name != "spans" else 2
+        if name == "regression":
+            config.problem_type = "regression"
+        torch.manual_seed(0)
+        model = MODELS[name](config).eval()
+        torch.manual_seed(1)
+        teacher = MODELS[name](config).eval()
+        if name == "embedding":
+            encoded = with_teacher(encoded, predict(teacher, encoded))
+        return SimpleNamespace(
+            kind=kind,
+            rows=rows,
+            labels=labels,
+            encoded=encoded,
+            model=model,
+            teacher=teacher,
+            tokenizer=tiny_tokenizer,
+        )
+
+    return make
+
+
+def _batch(found: Any) -> dict[str, torch.Tensor]:
+    part = model_columns(found.encoded)
+    return dict(collator(found.tokenizer, part)([part[i] for i in range(len(part))]))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_losses_in_torch_and_in_numpy_agree(name: str, setup: Any) -> None:
+    found = setup(name)
+    batch = _batch(found)
+    with torch.inference_mode():
+        mine, theirs = (m(**questions(batch)) for m in (found.model, found.teacher))
+    answers, wanted = (
+        predict(m, found.encoded, batch_size=7) for m in (found.model, found.teacher)
+    )
+    if name != "embedding":  # it has no labels
+        hard = found.kind.hard_loss(mine, batch).item()
+        assert found.kind.loss(answers, found.encoded) == pytest.approx(hard, abs=1e-5)
+        ours = found.model(**batch).loss.item()
+        assert ours == pytest.approx(hard, abs=1e-5), "transformers' own loss"
+    soft = found.kind.soft_loss(mine, theirs, batch, 1.0).item()
+    apart = found.kind.divergence(wanted, answers, found.encoded)
+    # tokens are averaged over all words in both
+    assert apart == pytest.approx(soft, rel=1e-3, abs=1e-5)
+    assert apart > 1e-6
+    assert found.kind.divergence(wanted, wanted, found.encoded) == pytest.approx(0, abs=1e-6)
+    assert found.kind.soft_loss(theirs, theirs, batch, 2.0).item() == pytest.approx(0, abs=1e-6)
+    answers[0, 0] = np.nan
+    assert math.isnan(found.kind.score(found.kind.metrics[0], answers, found.encoded))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_can_be_learned(name: str, setup: Any, tmp_path: Path) -> None:
+    found = setup(name)
+    metric = found.kind.metrics[0]
+
+    def score() -> float:
+        return float(found.kind.score(metric, predict(found.model, found.encoded), found.encoded))
+
+    before = score()
+    settings = Optimization(steps=90, learning_rate=5e-3, batch=12, states_weight=0)
+    teacher = found.teacher if name == "embedding" else None
+    train(
+        found.model,
+        found.tokenizer,
+        found.encoded,
+        settings,
+        tmp_path / "work",
+        kind=found.kind,
+        teacher=teacher,
+    )
+    assert score() > max(before, 85)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_probe_has_gradients(name: str, setup: Any) -> None:
+    found = setup(name)
+    batch = _batch(found)
+    loss = found.kind.probe(found.model(**questions(batch)), batch)
+    loss.backward()
+    weight = found.model.get_parameter(
+        next(
+            n
+            for n, _ in found.model.named_parameters()
+            if n.endswith("layer.0.output.dense.weight")
+        )
+    )
+    assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+def test_regression_scores() -> None:
+    kind = Regression()
+    encoded = Dataset.from_dict({"labels": [1.0, 2.0, 3.0, 4.0]})
+    answers = np.array([[1.0], [4.0], [9.0], [16.0]])
+    assert kind.score("spearman", answers, encoded) == pytest.approx(100)
+    pearson = np.corrcoef(answers[:, 0], [1, 2, 3, 4])[0, 1]
+    assert kind.score("pearson", answers, encoded) == pytest.approx(100 * pearson)
+    assert kind.score("pearson_spearman", answers, encoded) == pytest.approx(50 * (1 + pearson))
+    assert kind.score("pearson", np.ones((4, 1)), encoded) == 0.0
+    assert kind.loss(answers, encoded) == pytest.approx((0 + 4 + 36 + 144) / 4)
+
+
+def test_entities_are_judged_whole(tiny_tokenizer: Any) -> None:
+    kind = Tokens()
+    rows = [Row(("good", "day", "a"), ("B-X", "I-X", "O"), 0), Row(("bad",), ("B-Y",), 1)]
+    labels = kind.label_names(rows, "rows", "f1", "ner_tags")
+    assert labels == ["B-X", "B-Y", "I-X", "O"]
+    encoded = kind.encode(kind.split(rows, labels), tiny_tokenizer, 16)
+    assert encoded["labels"] == [[-100, 0, 2, 3, -100], [-100, 1, -100]]
+    truth = np.eye(4)[[3, 0, 2, 3, 3, 3, 1, 3]]  # whatever stands at [CLS] and [SEP]
+    assert kind.score("f1", truth, encoded) == 100
+    half = truth.copy()
+    half[2] = np.eye(4)[3]  # the first entity is cut short: one of two right, two guessed
+    assert kind.score("f1", half, encoded) == pytest.approx(50)
+    assert kind.score("accuracy", half, encoded) == pytest.approx(75)
+
+
+def _spans(contexts: list[str], answers: list[str], tokenizer: Any, length: int = 64) -> Dataset:
+    kind = Spans()
+    rows = [
+        Row(("good day", context), ((text, context.find(text)),) if text else (), i)
+        for i, (context, text) in enumerate(zip(contexts, answers, strict=True))
+    ]
+    return kind.encode(kind.split(rows, []), tokenizer, length)
+
+
+def test_windows_overlap_and_hold_the_answer_s_place(minilm_dir: Path) -> None:
+    from hwnas.models import load_tokenizer
+
+    context = " ".join(f"word{i}" for i in range(60)) + " needle " + "hay " * 60
+    encoded = _spans([context, "short needle"], ["needle", "needle"], load_tokenizer(minilm_dir))
+    assert list(encoded["row"]) == [0] * (len(encoded) - 1) + [1] and len(encoded) > 5
+    holding = 0
+    seen: set[int] = set()
+    for window in encoded:
+        covered = {b for b in window["begins"] if b >= 0}
+        assert window["length"] <= 64
+        assert not seen or seen & covered or window["row"] == 1, "neighbours overlap"
+        seen = covered
+        first, last = window["start_positions"], window["end_positions"]
+        if first:
+            holding += 1
+            text = window["context"][window["begins"][first] : window["ends"][last]]
+            assert text == "needle"
+    assert holding >= 2
+
+
+def test_a_question_that_fills_the_window(tiny_tokenizer: Any) -> None:
+    kind = Spans()
+    split = kind.split([Row(("good " * 20, "a day"), (("day", 2),), 7)], [])
+    with pytest.raises(UserError, match="question of row 7: 22 tokens, more than half of max_l"):
+        kind.encode(split, tiny_tokenizer, 24)
+
+
+def test_the_best_span_over_all_windows_answers(tiny_tokenizer: Any) -> None:
+    encoded = _spans(["a good day", "a bad day"], ["good", "bad day"], tiny_tokenizer)
+    kind = Spans()
+    answers = np.zeros((sum(encoded["length"]), 2))
+    first = encoded["begins"][0].index(2)
+    answers[first] = 5  # "good", start and end
+    second = encoded["length"][0] + encoded["begins"][1].index(2)
+    answers[second, 0] = answers[second, 1] = 4
+    assert kind.texts(answers, encoded) == {0: "good", 1: "bad"}
+    assert kind.score("exact_match", answers, encoded) == 50
+    assert kind.score("f1", answers, encoded) == pytest.approx(100 * (1 + 2 / 3) / 2)
+
+
+def test_no_answer_must_beat_the_best_by_the_threshold(tiny_tokenizer: Any) -> None:
+    encoded = _spans(["a good day", "a bad day"], ["good", ""], tiny_tokenizer)
+    answers = np.zeros((sum(encoded["length"]), 2))
+    at = encoded["length"][0]
+    answers[at] = 3  # [CLS] of the second
+    answers[at + encoded["begins"][1].index(2)] = 2
+    answers[encoded["begins"][0].index(2)] = 2
+    assert Spans().texts(answers, encoded) == {0: "good", 1: ""}
+    assert Spans(null_threshold=3.0).texts(answers, encoded) == {0: "good", 1: "bad"}
+    # where every question has an answer, one is always given
+    always = _spans(["a good day", "a bad day"], ["good", "bad"], tiny_tokenizer)
+    assert Spans().texts(answers, always)[1] == "bad"
+
+
+def test_answers_are_compared_as_the_official_evaluation_does() -> None:
+    assert normalised("The  U.S.,  of A!") == "us of"
+    kind = Spans()
+    assert kind.metrics == ("f1", "exact_match")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"question": "q", "context": "c d"}, "holds 'None', expected"),
+        ({"question": "q", "context": "c d", "answers": {"text": ["d"]}}, "expected"),
+        (
+            {"question": "q", "context": "c d", "answers": {"text": ["d"], "answer_start": [0]}},
+            "the answer 'd' does not stand at character 0 of column 'context'",
+        ),
+        ({"question": "", "context": "c", "answers": {}}, "no text in column 'question'"),
+    ],
+)
+def test_damaged_questions(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Spans().parse(record, Columns(("question", "context"), "answers"), "rows.jsonl: line 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "message"),
+    [
+        ("a b", ["O", "O"], "column 'tokens' holds 'a b', expected a list"),
+        (["a", "b"], ["O"], "2 words in column 'tokens', 1 labels"),
+        ([], [], "0 words"),
+        (["a"], [None], "column 'ner_tags' holds"),
+    ],
+)
+def test_damaged_sentences(words: Any, tags: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Tokens().parse(
+            {"tokens": words, "ner_tags": tags}, Columns(("tokens",), "ner_tags"), "line 1"
+        )
+
+
+@pytest.mark.parametrize("value", [None, "much", float("nan"), True])
+def test_a_number_that_is_none(value: Any) -> None:
+    with pytest.raises(UserError, match="expected a number"):
+        Regression().parse({"text": "x", "label": value}, Columns(("text",), "label"), "line 1")
+
+
+# the layouts that the hub's data sets have, as their pages state them
+GLUE = {
+    "cola": (["sentence"], ["unacceptable", "acceptable"]),
+    "sst2": (["sentence"], ["negative", "positive"]),
+    "mrpc": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"]),
+    "stsb": (["sentence1", "sentence2"], None),
+    "qqp": (["question1", "question2"], ["not_duplicate", "duplicate"]),
+    "mnli": (["premise", "hypothesis"], ["entailment", "neutral", "contradiction"]),
+    "qnli": (["question", "sentence"], ["entailment", "not_entailment"]),
+    "rte": (["sentence1", "sentence2"], ["entailment", "not_entailment"]),
+    "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"]),
+}
+METRICS = {
+    "cola": "matthews",
+    "stsb": "pearson_spearman",
+    "mrpc": "accuracy_f1",
+    "qqp": "accuracy_f1",
+}
+
+
+def _glue_like(subset: str, split: str, count: int) -> Dataset:
+    from datasets import ClassLabel, Features, Value
+
+    texts, names = GLUE[subset]
+    label = Value("float32") if names is None else ClassLabel(names=names)
+    features = Features(
+        dict.fromkeys(texts, Value("string")) | {"label": label, "idx": Value("int32")}
+    )
+    hidden = split.startswith("test")
+    number = len(names or [0] * 5)
+    return Dataset.from_dict(
+        {
+            **{name: [f"{split} {name} number {i}" for i in range(count)] for name in texts},
+            "label": [-1 if hidden else i % number for i in range(count)],
+            "idx": list(range(count)),
+        },
+        features=features,
+    )
+
+
+@pytest.mark.parametrize("subset", GLUE)
+@pytest.mark.parametrize("data", ["glue", "nyu-mll/glue"])
+def test_glue_is_known_by_name(subset: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = ["validation", "test"]
+    if subset == "mnli":
+        held_out = [f"{split}_{kind}" for split in held_out for kind in ("matched", "mismatched")]
+    sizes = {"train": 400} | dict.fromkeys(held_out, 120)
+    found = {split: _glue_like(subset, split, count) for split, count in sizes.items()}
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config: found)
+    spec = TaskSpec(data=data, subset=subset)
+    task = load_task(spec)
+    assert task.metric == METRICS.get(subset, "accuracy")
+    assert task.labels == ([] if subset == "stsb" else sorted(GLUE[subset][1] or []))
+    # published results are on the labelled held-out part: here it is the test split
+    assert task.splits["test"] == 120
+    matched = "validation_matched" if subset == "mnli" else "validation"
+    assert all(text.startswith(matched) for text in task.test["text"])
+    assert task.splits["train"] + task.splits["validation"] == 400
+    assert ("text2" in task.train.column_names) == (len(GLUE[subset][0]) == 2)
+
+
+@pytest.mark.parametrize("data", ["squad", "rajpurkar/squad", "rajpurkar/squad_v2"])
+def test_squad_is_known_by_name(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Features, List, Value
+
+    answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
+    features = Features(
+        {name: Value("string") for name in ("id", "title", "context", "question")}
+        | {"answers": answers}
+    )
+
+    def split(name: str, count: int) -> Dataset:
+        none = data.endswith("v2")
+        return Dataset.from_list(
+            [
+                {
+                    "id": str(i),
+                    "title": "t",
+                    "context": f"{name} context {i // 2} with a needle",
+                    "question": f"what {i}?",
+                    "answers": {"text": [], "answer_start": []}
+                    if none and i % 3 == 0
+                    else {
+                        "text": ["needle"],
+                        "answer_start": [f"{name} context {i // 2} with a needle".find("needle")],
+                    },
+                }
+                for i in range(count)
+            ],
+            features=features,
+        )
+
+    found = {"train": split("train", 200), "validation": split("validation", 60)}
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config: found)
+    task = load_task(TaskSpec(data=data))
+    assert (task.metric, task.kind.task, task.labels) == ("f1", "question-answering", [])
+    assert task.splits["test"] == 60
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert not set(getattr(task, one)["context"]) & set(getattr(task, other)["context"])
+    assert not any("label" in note for note in task.notes), "other questions are no contradiction"
+
+
+def test_conll_is_known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import ClassLabel, Features, List, Value
+
+    tags = List(ClassLabel(names=["O", "B-PER", "I-PER"]))
+    words = List(Value("string"))
+    features = Features({"id": Value("string"), "tokens": words, "ner_tags": tags})
+
+    def split(name: str, count: int) -> Dataset:
+        rows = [
+            {"id": str(i), "tokens": [name, str(i), "Ada", "L"], "ner_tags": [0, 0, 1, 2]}
+            for i in range(count)
+        ]
+        return Dataset.from_list(rows, features=features)
+
+    found = {"train": split("train", 200), "validation": split("v", 50), "test": split("test", 60)}
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config: found)
+    task = load_task(TaskSpec(data="eriktks/conll2003"))
+    assert task.labels == ["B-PER", "I-PER", "O"]
+    assert (task.metric, task.splits["test"]) == ("f1", 60)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"metric": "pearson"},
+            r"metric\n.*'pearson' is not for tasks of kind classification; use",
+        ),
+        ({"kind": "spans", "metric": "accuracy"}, "use one of: f1, exact_match"),
+        (
+            {"kind": "spans", "text": "context"},
+            "expected two columns for a task of kind spans, got 1",
+        ),
+        (
+            {"kind": "tokens", "text": ["a", "b"]},
+            "expected one column for a task of kind tokens, got 2",
+        ),
+        ({"kind": "poetry"}, "kind"),
+        ({"data": "glue", "subset": "ax"}, "'ax' is not one of GLUE's tasks: cola, sst2"),
+        ({"data": "nyu-mll/glue"}, "None is not one of GLUE's tasks"),
+    ],
+)
+def test_specs_that_do_not_fit(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TaskSpec(**values)
+
+
+def test_local_files_of_the_same_shape(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"tokens": ["Ada", str(i)], "ner_tags": ["B-PER", "O"]} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(TaskSpec(data=str(path), kind="tokens"))
+    assert task.labels == ["B-PER", "O"] and sum(task.splits.values()) == 60
+
+
+def test_tweets_as_a_task_of_embeddings() -> None:
+    task = load_task(TaskSpec(kind="embedding"))
+    assert isinstance(task.kind, Embedding) and task.metric == "cosine"
+    assert task.train.column_names == ["text", "id"]
+    with pytest.raises(UserError, match="is for tasks of kind classification or embedding"):
+        load_task(TaskSpec(kind="regression"))
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("folder", "spec", "kinds"),
+    [
+        ("sst2", {"text": "sentence"}, 2),
+        ("mrpc", {"text": ["sentence1", "sentence2"], "metric": "accuracy_f1"}, 2),
+        ("cola", {"text": "sentence", "metric": "matthews"}, 2),
+        ("rte", {"text": ["sentence1", "sentence2"]}, 2),
+    ],
+)
+def test_real_glue_files(folder: str, spec: dict[str, Any], kinds: int, shared_data: Path) -> None:
+    files = {"data": f"{folder}/train.jsonl", "test": f"{folder}/dev.jsonl"}
+    task = load_task(TaskSpec(**{k: str(shared_data / v) for k, v in files.items()}, **spec))
+    assert len(task.labels) == kinds
+    rows = sum(1 for _ in (shared_data / folder / "dev.jsonl").open())
+    assert task.splits["test"] == rows
+
+
+@pytest.mark.shared_data
+def test_real_questions(shared_data: Path, minilm_dir: Path) -> None:
+    from hwnas.models import load_tokenizer
+
+    files = {
+        split: str(shared_data / f"subjqa/restaurants_{split}.jsonl") for split in ("train", "dev")
+    }
+    task = load_task(TaskSpec(data=files["train"], test=files["dev"], kind="spans"))
+    encoded = task.kind.encode(task.test, load_tokenizer(minilm_dir), 384)
+    assert isinstance(task.kind, Spans)
+    # the true positions give the true texts, but where a window cuts an answer in two
+    answers = np.zeros((sum(encoded["length"]), 2))
+    begin = 0
+    for window in encoded:
+        answers[begin + window["start_positions"], 0] = 9
+        answers[begin + window["end_positions"], 1] = 9
+        begin += window["length"]
+    long = Spans(longest=400)
+    assert long.score("exact_match", answers, encoded) > 90

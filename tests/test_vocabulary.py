@@ -1,0 +1,162 @@
+"""A trimmed model answers as the whole one on what it was trimmed for, and reads everything."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from hwnas.errors import UserError
+from hwnas.models import load_model
+from hwnas.vocabulary import count_tokens, trim
+
+TEXTS = [
+    "The flight was delayed for three hours, and nobody told us why.",
+    "Great service! Thank you for the quick reply, really appreciated.",
+    "Why is my bag still in Chicago? I have been waiting since Monday.",
+]
+UNSEEN = "A xylophone quartet's unforgettable pneumonoultramicroscopic café concert: 99€ ☃"
+
+
+@torch.inference_mode()
+def _logits(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    logits: torch.Tensor = model.eval()(**batch).logits
+    return logits
+
+
+def _check(model: Any, tokenizer: Any, folder: Path) -> Any:
+    """Trim, compare, save and load; the report."""
+    whole = copy.deepcopy(model)
+    before = [tokenizer.tokenize(text) for text in TEXTS]
+    trimmed, report = trim(model, tokenizer, TEXTS)
+    assert [trimmed.tokenize(text) for text in TEXTS] == before
+    assert report.after == len(trimmed) == model.config.vocab_size < report.before
+    assert model.get_input_embeddings().weight.shape[0] == report.after
+    wanted = _logits(whole, tokenizer, TEXTS)
+    assert (_logits(model, trimmed, TEXTS) - wanted).abs().max() <= 1e-5
+    # whatever it has not seen is read in smaller pieces, which are all known
+    ids = trimmed(UNSEEN)["input_ids"]
+    assert max(ids) < report.after
+    assert len(ids) >= len(tokenizer(UNSEEN)["input_ids"])
+    before_unknown = tokenizer.tokenize(UNSEEN).count(tokenizer.unk_token)
+    assert trimmed.tokenize(UNSEEN).count(trimmed.unk_token) == before_unknown
+    assert torch.isfinite(_logits(model, trimmed, [UNSEEN])).all()
+    for name in ("cls_token", "sep_token", "pad_token", "unk_token", "mask_token"):
+        mine = getattr(trimmed, name)
+        assert mine == getattr(tokenizer, name)
+        assert trimmed.convert_ids_to_tokens(getattr(trimmed, f"{name}_id")) == mine
+    model.save_pretrained(folder)
+    trimmed.save_pretrained(folder)
+    again, its_tokenizer = load_model(str(folder))
+    assert (_logits(again, its_tokenizer, TEXTS) - wanted).abs().max() <= 1e-5
+    return report
+
+
+def test_wordpieces_of_minilm(tmp_path: Path) -> None:
+    model, tokenizer = load_model("demo:minilm", labels=["a", "b"])
+    report = _check(model, tokenizer, tmp_path)
+    assert report.before == 30522
+    # the tokens of three sentences, and the pieces of one character
+    assert report.after < 2500 and report.fallback > report.seen > 30
+
+
+def test_a_token_must_occur_often_enough(minilm_dir: Path) -> None:
+    model, tokenizer = load_model("demo:minilm", labels=["a", "b"])
+    counts = count_tokens(tokenizer, TEXTS)
+    assert counts[tokenizer.convert_tokens_to_ids("for")] == 2
+    trimmed, _ = trim(model, tokenizer, TEXTS, least=2)
+    assert "for" in trimmed.get_vocab() and "flight" not in trimmed.get_vocab()
+    assert trimmed.tokenize("flight") == ["f", "##l", "##i", "##g", "##h", "##t"]
+
+
+def _trained(kind: str) -> PreTrainedTokenizerFast:
+    """A small tokenizer of its kind, trained on the spot."""
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+
+    corpus = [*TEXTS, "other words that no text of the task will ever hold " * 3] * 4
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer: Any
+    if kind == "BPE":
+        made = Tokenizer(models.BPE(unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=420, special_tokens=special, initial_alphabet=alphabet
+        )
+    else:
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="<unk>")
+    made.train_from_iterator(corpus, trainer)
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    names = zip(
+        ("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, **dict(names))
+
+
+def test_byte_level_pairs_of_roberta(tmp_path: Path) -> None:
+    tokenizer = _trained("BPE")
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=120,
+        pad_token_id=1,
+    )
+    report = _check(RobertaForSequenceClassification(config).eval(), tokenizer, tmp_path)
+    assert report.after >= 256, "all bytes stay"
+
+
+def test_unigrams_of_deberta(tmp_path: Path) -> None:
+    tokenizer = _trained("Unigram")
+    torch.manual_seed(0)
+    config = DebertaV2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        pad_token_id=1,
+    )
+    _check(DebertaV2ForSequenceClassification(config).eval(), tokenizer, tmp_path)
+
+
+def test_what_cannot_be_trimmed(tiny_config: Any, tiny_tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="its output layer writes tokens"):
+        trim(BertForMaskedLM(tiny_config), tiny_tokenizer, TEXTS)
+    from tokenizers import Tokenizer, models
+
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
+    )
+    model, _ = load_model("demo:minilm", labels=["a", "b"])
+    with pytest.raises(UserError, match="a tokenizer of kind WordLevel cannot be trimmed"):
+        trim(model, words, TEXTS)

@@ -1,0 +1,32 @@
+"""Training in two processes, or in parts of a batch, comes to the weights of one process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("train_in_processes.py")
+
+
+def _trained(out: Path, kind: str, processes: int, accumulate: int = 1):
+    out.mkdir()
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # any free port
+    subprocess.run([*command, SCRIPT, out, kind, str(accumulate)], check=True, timeout=300)
+    return load_file(out / "w.safetensors")
+
+
+@pytest.mark.slow  # several Python processes, each of which imports torch and transformers
+@pytest.mark.parametrize("kind", ["dense", "supernet"])
+def test_two_processes_and_parts_of_a_batch_give_the_weights_of_one(kind, tmp_path):
+    alone = _trained(tmp_path / "one", kind, 1)
+    pair = _trained(tmp_path / "two", kind, 2)
+    parts = _trained(tmp_path / "parts", kind, 1, accumulate=2)
+    both = _trained(tmp_path / "both", kind, 2, accumulate=2)
+    for name, weight in alone.items():
+        for other in (pair, parts, both):
+            assert (weight - other[name]).abs().max() < 1e-12, name

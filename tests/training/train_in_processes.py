@@ -1,0 +1,78 @@
+"""What `torchrun` runs in `test_processes`: one short training, whose weights the first one saves.
+
+torchrun --nproc_per_node 2 train_in_processes.py OUT dense|supernet ACCUMULATE
+"""
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from hwnas.elastic.supernet import SuperNetwork
+from hwnas.space import SearchSpace
+from hwnas.training.sampling import Sandwich
+from hwnas.training.trainer import Optimization, train
+
+
+def main() -> None:
+    """Train, and save."""
+    out, kind, accumulate = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    from tokenizers import Tokenizer, models
+
+    torch.set_num_threads(1)
+    vocab = {f"t{i}": i for i in range(64)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="t1")), pad_token="t0"
+    )
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )
+    torch.manual_seed(0)
+    # Adam divides gradients by their size: rounding would make steps of what should be none
+    torch.set_default_dtype(torch.float64)
+    model = BertForSequenceClassification(config)
+    teacher = BertForSequenceClassification(config).eval()
+    rng = random.Random(0)
+    # all of one length: in a batch of unequal ones each process would pad to its own longest
+    ids = [[rng.randrange(2, 64) for _ in range(9)] for _ in range(160)]
+    examples = Dataset.from_dict(
+        {
+            "input_ids": ids,
+            "attention_mask": [[1] * 9] * 160,
+            "labels": [row[0] % 3 for row in ids],
+            "length": [9] * 160,
+        }
+    )
+    settings = Optimization(
+        steps=8,
+        learning_rate=1e-3,
+        batch=16,
+        accumulate=accumulate,
+        relations_weight=0.5,
+        checkpoint_every=100,
+    )
+    network = SuperNetwork(model) if kind == "supernet" else model
+    space = SearchSpace.whole(SuperNetwork(BertForSequenceClassification(config)).shape)
+    sandwich = Sandwich(space, seed=0) if kind == "supernet" else None
+    train(network, tokenizer, examples, settings, out / "work", teacher=teacher, sandwich=sandwich)
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+        save_file(weights, out / "w.safetensors")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
