@@ -19,6 +19,7 @@ from hwnas.anatomy import Shape
 from hwnas.latency.measure import Turns, prepare, time_at_lengths
 from hwnas.latency.plan import Plan, whole_networks
 from hwnas.latency.precision import group_for, quantized
+from hwnas.latency.runtimes import openvino_core
 from hwnas.latency.session import PAIRS_EACH, Measurement, Stopwatch
 from hwnas.latency.target import Target
 from hwnas.latency.validation import operations
@@ -194,7 +195,7 @@ def _openvino(module: nn.Module, inputs: dict[str, Any], target: Target, group: 
     graph = quantized(graph, "openvino", target.precision, [inputs], group)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     settings["INFERENCE_NUM_THREADS"] = target.threads
-    request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
+    request = openvino_core().compile_model(graph, "CPU", settings).create_infer_request()
     for port, value in zip(request.model_inputs, inputs.values(), strict=True):
         request.set_tensor(port, openvino.Tensor(value))
     return request.infer

@@ -91,7 +91,7 @@ def accuracy(setting: Setting, unseen: int) -> dict[str, Any]:
     target = Target.parse(setting.target)
     config = config_of(setting.model)
     shape = find_shape(config)
-    plan = Plan.of(shape, unseen, seed=0)
+    plan = Plan.of(shape, unseen, seed=0, phase=target.phase)
     build = builder(config, target)
     with pinned(target.threads):
         stopwatch = Stopwatch(build, target, plan.reference)

@@ -277,9 +277,9 @@ def _ticks(root: Path) -> tuple[int, int]:
 
 def _openvino() -> Runtime | None:
     try:
-        import openvino
+        from hwnas.latency.runtimes import openvino_core
 
-        core = openvino.Core()
+        core = openvino_core()
         names = (
             f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})" for d in core.available_devices
         )

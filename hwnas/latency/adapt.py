@@ -79,7 +79,7 @@ def adapt(
     shape = find_shape(config)
     table.check_model(shape)
     check_phase(shape, wanted)
-    plan = Plan.of(shape, validate, seed)
+    plan = Plan.of(shape, validate, seed, wanted.phase)
     machine = Machine.here(wanted)
     networks = telling_networks(plan)
     build = builder(config, wanted)

@@ -3,8 +3,9 @@
 A network costs a fixed part and, for each block, something for being there, and more for each step
 of its heads and of its FFN width; no part is negative, so that a wider operator is never cheaper.
 One least-squares fit of all networks' relative errors divides their times, so every measurement
-serves every cost; networks that lie far off count less (Huber's weights). How far to trust the
-costs is told by the whole networks: each is left out of the fit in turn and predicted.
+serves every cost; networks that lie far off count less (Huber's weights). The curves bend at such
+measured widths only where whole networks, each left out of the fit in turn, are better predicted
+for it. The same errors tell how far to trust the costs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from hwnas.latency.plan import Plan
 from hwnas.latency.session import Measurement
-from hwnas.subnetwork import Subnetwork
+from hwnas.subnetwork import Block, Subnetwork
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _HUBER = 1.5  # standard deviations beyond which a network counts less
 _ROUNDS = 4  # of weighing again
+_WORTH = 0.03  # of the error on networks left out, that a bend must save to stay
+_WORST = 0.1  # of these networks are not asked
+_FOLDS = 8  # of whole networks, that fits know nothing of in turn
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,14 @@ class Costs:
     attention: dict[int, float]  # by heads
     ffn: dict[int, float]  # by width
 
+    def at(self, heads: Sequence[int], ffn: Sequence[int]) -> Costs:
+        """The same costs, stated at other widths."""
+        return Costs(
+            fixed=self.fixed,
+            attention=_stated_at(self.attention, heads),
+            ffn=_stated_at(self.ffn, ffn),
+        )
+
     def of(self, subnetwork: Subnetwork) -> float:
         """The predicted share of the reference's latency."""
         heads, ffn = (np.array(list(curve.items())).T for curve in (self.attention, self.ffn))
@@ -47,22 +59,29 @@ class Costs:
         )
 
 
-def fit(plan: Plan, measured: Sequence[Measurement], point: int) -> Costs:
-    """The costs that explain the networks' times at one of the target's lengths best."""
-    design = _Design.of(plan, measured)
-    return design.costs(_solve(design, measured, point))
+@dataclass(frozen=True)
+class Fit:
+    """The costs at each of the target's lengths, and how whole networks agree with such costs."""
+
+    costs: tuple[Costs, ...]
+    # each mixed network's predicted time, by a fit that knows nothing of it, over its measured one
+    left_out: dict[Subnetwork, tuple[float, ...]]
 
 
-def left_out(plan: Plan, measured: Sequence[Measurement], point: int) -> dict[Subnetwork, float]:
-    """Each whole network's predicted time over its measured one, from a fit without it."""
-    design = _Design.of(plan, measured)
-    found = {}
-    for subnetwork in {m.subnetwork for m in measured} & set(plan.whole):
-        others = [m for m in measured if m.subnetwork != subnetwork]
-        costs = design.costs(_solve(design, others, point))
-        own = [m.points[point].ratio for m in measured if m.subnetwork == subnetwork]
-        found[subnetwork] = costs.of(subnetwork) / float(np.median(own))
-    return found
+def fit(plan: Plan, measured: Sequence[Measurement]) -> Fit:
+    """The costs that explain the networks' times best."""
+    problem = _Problem.of(plan, measured)
+    mixed = [s for s in problem.whole if s != plan.full]
+    left_out = {}
+    for fold in (set(mixed[i::_FOLDS]) for i in range(_FOLDS)):
+        without = problem.choose([s not in fold for s in problem.subnetworks])
+        costs = _costs(without) if fold else ()
+        for subnetwork in fold:
+            ratios = problem.times_of(subnetwork)
+            left_out[subnetwork] = tuple(
+                c.of(subnetwork) / ratio for c, ratio in zip(costs, ratios, strict=True)
+            )
+    return Fit(_costs(problem), left_out)
 
 
 def interval_90(errors: Sequence[float]) -> float:
@@ -86,17 +105,12 @@ class _Design:
     heads: tuple[int, ...]
     ffn: tuple[int, ...]
 
-    @classmethod
-    def of(cls, plan: Plan, measured: Sequence[Measurement]) -> _Design:
-        """With a bend at every width that a stack was measured at."""
-        stacks, whole = set(plan.stacks()), set(plan.whole)
-        found = {m.subnetwork for m in measured}
-        blocks = [s.blocks[0] for s in found if s in stacks or s not in whole]
-        heads, ffn = (set(widths) for widths in zip(*blocks, strict=True))
-        return cls(
-            tuple(sorted(heads | {plan.heads[-1]})),
-            tuple(sorted(ffn | {plan.ffn[-1]})),
-        )
+    def simpler(self) -> list[_Design]:
+        """All designs of one bend less."""
+        return [
+            *(_Design(_without(self.heads, i), self.ffn) for i in range(1, len(self.heads) - 1)),
+            *(_Design(self.heads, _without(self.ffn, i)) for i in range(1, len(self.ffn) - 1)),
+        ]
 
     def columns(self, subnetworks: Sequence[Subnetwork]) -> Floats:
         """`(n, parts)`: how often each part of the costs occurs in each network."""
@@ -129,26 +143,135 @@ class _Design:
         )
 
 
+def _stated_at(curve: dict[int, float], widths: Sequence[int]) -> dict[int, float]:
+    costs = np.interp(widths, list(curve), list(curve.values()))
+    return {width: float(cost) for width, cost in zip(widths, costs, strict=True)}
+
+
+def _without(widths: tuple[int, ...], index: int) -> tuple[int, ...]:
+    return widths[:index] + widths[index + 1 :]
+
+
 def _climb(widths: tuple[int, ...], first: float, steps: Floats) -> dict[int, float]:
     """Width -> cost: the first's, then a step more for each."""
     costs = np.cumsum([first, *steps])
     return {width: float(cost) for width, cost in zip(widths, costs, strict=True)}
 
 
-def _solve(design: _Design, measured: Sequence[Measurement], point: int) -> Floats:
-    """Each part's cost, by robust relative least squares without negative parts."""
-    from scipy.optimize import nnls
+@dataclass(frozen=True)
+class _Problem:
+    """What is fitted to: the measured networks, and which of them are whole."""
 
-    ratios = np.array([m.points[point].ratio for m in measured])
-    # a network that was compiled several times is that much surer
-    sure = np.sqrt([m.compilations for m in measured])
-    columns = design.columns([m.subnetwork for m in measured]) / ratios[:, None]
-    weights = sure
-    for _ in range(_ROUNDS):
-        parts, _ = nnls(columns * weights[:, None], weights)
-        off = (columns @ parts - 1) * sure
-        scale = float(np.median(np.abs(off))) / 0.6745  # of a normal distribution, its deviation
-        if scale == 0:
+    subnetworks: tuple[Subnetwork, ...]
+    ratios: Floats  # (measurements, points)
+    sure: Floats  # (measurements,): how much each counts
+    plan: Plan
+
+    @classmethod
+    def of(cls, plan: Plan, measured: Sequence[Measurement]) -> _Problem:
+        return cls(
+            subnetworks=tuple(m.subnetwork for m in measured),
+            ratios=np.array([[p.ratio for p in m.points] for m in measured]),
+            # a network that was compiled several times is that much surer
+            sure=np.sqrt([m.compilations for m in measured]),
+            plan=plan,
+        )
+
+    @property
+    def whole(self) -> list[Subnetwork]:
+        """The whole networks that were measured, the full one first."""
+        found = set(self.subnetworks)
+        return [s for s in self.plan.whole if s in found]
+
+    def choose(self, which: Sequence[bool]) -> _Problem:
+        """Only some of the measurements."""
+        chosen = np.array(which)
+        return _Problem(
+            subnetworks=tuple(s for s, kept in zip(self.subnetworks, which, strict=True) if kept),
+            ratios=self.ratios[chosen],
+            sure=self.sure[chosen],
+            plan=self.plan,
+        )
+
+    def stacked(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The heads and the FFN widths that stacks were measured with, and both ends of each."""
+        others = set(self.plan.whole) - set(self.plan.stacks())
+        blocks = [block for s in self.subnetworks if s not in others for _, block in s.kept]
+        ends = [Block(self.plan.heads[i], self.plan.ffn[i]) for i in (0, -1)]
+        heads, ffn = (tuple(sorted(set(w))) for w in zip(*ends, *blocks, strict=True))
+        return heads, ffn
+
+    def times_of(self, subnetwork: Subnetwork) -> Floats:
+        """`(points,)`: a network's measured shares of the reference's time."""
+        own = [s == subnetwork for s in self.subnetworks]
+        return np.asarray(np.median(self.ratios[own], axis=0))
+
+    def solve(self, columns: Floats, point: int) -> tuple[Floats, Floats]:
+        """Each part's cost, by robust relative least squares without negative parts.
+
+        Args:
+            columns: `(measurements, parts)`
+
+        Returns:
+            The costs `(parts,)`, and how much each measurement counted `(measurements,)`.
+        """
+        from scipy.optimize import nnls
+
+        relative = columns / self.ratios[:, point, None]
+        weights = self.sure
+        for _ in range(_ROUNDS):
+            parts, _ = nnls(relative * weights[:, None], weights)
+            off = (relative @ parts - 1) * self.sure
+            scale = (
+                float(np.median(np.abs(off))) / 0.6745
+            )  # of a normal distribution, its deviation
+            if scale == 0:
+                break
+            far = np.maximum(np.abs(off), 1e-12)
+            weights = self.sure * np.minimum(1, _HUBER * scale / far)
+        return parts, weights
+
+    def error(self, design: _Design) -> float:
+        """How far whole networks lie off when left out: the mean of all but the worst tenth."""
+        from scipy.optimize import nnls
+
+        columns = design.columns(self.subnetworks)
+        off: list[float] = []
+        for point in range(self.ratios.shape[1]):
+            _, weights = self.solve(columns, point)
+            relative = columns / self.ratios[:, point, None]
+            for subnetwork in self.whole:
+                others = np.array([s != subnetwork for s in self.subnetworks])
+                parts, _ = nnls(relative[others] * weights[others, None], weights[others])
+                off.append(float(np.median(np.abs(relative[~others] @ parts - 1))))
+        kept = max(1, math.ceil((1 - _WORST) * len(off)))
+        return float(np.mean(np.sort(off)[:kept]))
+
+
+def _costs(problem: _Problem) -> tuple[Costs, ...]:
+    """At each length, by the curves that serve best."""
+    design = _chosen(problem)
+    columns = design.columns(problem.subnetworks)
+    widths = problem.stacked()
+    return tuple(
+        design.costs(problem.solve(columns, point)[0]).at(*widths)
+        for point in range(problem.ratios.shape[1])
+    )
+
+
+def _chosen(problem: _Problem) -> _Design:
+    """Curves with a bend at such measured widths as serve whole networks that are left out.
+
+    All are there at first; then the one goes that is missed least, while the error stays within
+    `_WORTH` of the least so far. A bend at every width fits the noise of the stacks; to add bends
+    one by one instead misses steps, which take two.
+    """
+    design = _Design(*problem.stacked())
+    least = problem.error(design)
+    while simpler := design.simpler():
+        errors = [problem.error(one) for one in simpler]
+        best = int(np.argmin(errors))
+        if errors[best] > (1 + _WORTH) * least:
             break
-        weights = sure * np.minimum(1, _HUBER * scale / np.maximum(np.abs(off), 1e-12))
-    return np.asarray(parts, dtype=np.float64)
+        design, least = simpler[best], min(least, errors[best])
+    return design

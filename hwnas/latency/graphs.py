@@ -26,6 +26,7 @@ from hwnas.latency.runtimes import (
     check_length,
     export,
     onnx_inferences,
+    openvino_core,
     openvino_inferences,
     random_feed,
     require,
@@ -95,12 +96,10 @@ def exported_graph(model: PreTrainedModel, target: Target) -> Any:
 
             graph = onnx.load(Path(folder) / "model.onnx")
         else:
-            import openvino
-
             # mapping the file would tie the graph to a folder that is removed
-            core = openvino.Core()
-            core.set_property({"ENABLE_MMAP": False})
-            graph = core.read_model(Path(folder) / "openvino_model.xml")
+            unmapped = {"ENABLE_MMAP": False}
+            path = Path(folder) / "openvino_model.xml"
+            graph = openvino_core().read_model(path, config=unmapped)
     vocab = model.config.vocab_size
     rows = list(random_rows(random_feed(target, vocab), vocab, _CALIBRATION))
     if target.runtime == "openvino":

@@ -86,7 +86,7 @@ def write_kit(
         "target": str(target),
         "vocab": config.vocab_size,
         "model": ModelSizes.of(shape).model_dump(mode="json"),
-        "plan": Plan.of(shape, validate, seed).to_json(),
+        "plan": Plan.of(shape, validate, seed, target.phase).to_json(),
     }
     found = template(config, target)
     with replacing(out) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as kit:

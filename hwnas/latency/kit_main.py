@@ -50,12 +50,10 @@ def main() -> int:
 
 
 def _measure(kit: Path, minutes: float | None) -> dict[str, Any]:
-    import openvino
-
     from hwnas.latency.device import describe, versions_of
     from hwnas.latency.openvino_graphs import OpenVinoTemplate
     from hwnas.latency.plan import Plan
-    from hwnas.latency.runtimes import openvino_inferences
+    from hwnas.latency.runtimes import openvino_core, openvino_inferences
     from hwnas.latency.session import run
     from hwnas.latency.target import Target
 
@@ -64,7 +62,7 @@ def _measure(kit: Path, minutes: float | None) -> dict[str, Any]:
         stored = json.loads(archive.read("template.json"))
         for name in ("graph.xml", "graph.bin"):
             archive.extract(name, folder)
-        core = openvino.Core()
+        core = openvino_core()
         core.set_property({"ENABLE_MMAP": False})  # the folder goes away
         graph = core.read_model(Path(folder) / "graph.xml")
     template = OpenVinoTemplate.from_json(graph, stored)

@@ -30,25 +30,33 @@ class Plan:
 
     full: Subnetwork
     depth: int  # blocks of a stack
+    beside: int  # blocks of the reference
     heads: tuple[int, ...]  # widths that a block may have, ascending
     ffn: tuple[int, ...]
     mixed: tuple[Subnetwork, ...]
     unseen: tuple[Subnetwork, ...]  # to check the table on
 
     @classmethod
-    def of(cls, shape: Shape, unseen: int = 0, seed: int = 0) -> Plan:
+    def of(cls, shape: Shape, unseen: int = 0, seed: int = 0, phase: str = "encode") -> Plan:
         """The plan for a model of this shape, to be checked on up to so many networks.
+
+        Decoding is bound by the weights that it reads. A short stack has few beside its output
+        layer's, and whether they stay in a cache is luck; so decoders' stacks are long.
 
         Args:
             seed: chooses these.
+            phase: of the target.
         """
         from hwnas.space import SearchSpace
 
         blocks = SearchSpace.whole(shape).blocks
         widest = max(blocks, key=lambda block: (block.heads[-1], block.ffn[-1]))
+        half = max(2, shape.depth // 2)
+        depth = min(shape.depth, half if phase == "decode" else min(4, half))
         plan = cls(
             full=Subnetwork.full(shape),
-            depth=min(shape.depth, max(2, min(4, shape.depth // 2))),
+            depth=depth,
+            beside=shape.depth if phase == "decode" else depth,
             heads=widest.heads,
             ffn=widest.ffn,
             mixed=tuple(whole_networks(shape, MIXED, _MIXED_SEED)),
@@ -60,8 +68,8 @@ class Plan:
 
     @property
     def reference(self) -> Subnetwork:
-        """What every network is timed beside: the stack of half-wide blocks, for it is quick."""
-        return self.stack(self.middle)
+        """What every network is timed beside: half-wide blocks, for they are quick."""
+        return self.stack(self.middle, self.beside)
 
     @property
     def whole(self) -> tuple[Subnetwork, ...]:
@@ -108,6 +116,7 @@ class Plan:
         return cls(
             full=Subnetwork.of(stored["full"]),
             depth=stored["depth"],
+            beside=stored["beside"],
             heads=tuple(stored["heads"]),
             ffn=tuple(stored["ffn"]),
             mixed=tuple(Subnetwork.of(genome) for genome in stored["mixed"]),

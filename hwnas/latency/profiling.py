@@ -19,7 +19,7 @@ import numpy as np
 
 from hwnas.anatomy import Shape, find_shape
 from hwnas.errors import UserError
-from hwnas.latency.fit import Costs, fit, interval_90, left_out
+from hwnas.latency.fit import Costs, Fit, fit, interval_90
 from hwnas.latency.graphs import builder
 from hwnas.latency.measure import clock_of, quantile
 from hwnas.latency.plan import Plan
@@ -75,7 +75,7 @@ def profile(
     shape = find_shape(config)
     check_phase(shape, target)
     machine = Machine.here(target)
-    plan = Plan.of(shape, validate, seed)
+    plan = Plan.of(shape, validate, seed, target.phase)
     build = builder(config, target)
     session = run(plan, build, target, bar, minutes)
     return table_of(session, plan, shape, target, machine)
@@ -86,8 +86,9 @@ def table_of(
 ) -> LatencyTable:
     """The table of a session's measurements, made here or brought back by a kit."""
     fitted = session.fitted
+    found = fit(plan, fitted)
     points = range(len(target.points))
-    costs = [fit(plan, fitted, point) for point in points]
+    reference, middle = plan.reference.depth, plan.middle
     full = next(m for m in fitted if m.subnetwork == plan.full)
     beside = _reference_times(fitted, len(points))
     # where two lengths are as good as equal, noise may put the longer one first
@@ -114,8 +115,8 @@ def table_of(
             networks=len(fitted),
             clock="process" if clock_of(target) is time.process_time else "wall",
             reference=(
-                f"{plan.depth} blocks of {plan.middle.heads} heads and FFN {plan.middle.ffn} with "
-                "random weights, several compilations in turns"
+                f"{reference} blocks of {middle.heads} heads and FFN {middle.ffn} with random "
+                "weights, several compilations in turns"
             ),
             spread=float(np.median(spreads)),
             seconds=round(session.seconds, 1),
@@ -126,9 +127,9 @@ def table_of(
         entries=tuple(
             entry
             for i, length in enumerate(lengths)
-            for entry in _entries(costs[i], fitted, i, length, beside[i], target)
+            for entry in _entries(found.costs[i], fitted, i, length, beside[i], target)
         ),
-        interval_90=_interval(plan, fitted, beside, target),
+        interval_90=_interval(plan, found, beside, target),
     )
     return validated(table, plan, session.unseen, beside)
 
@@ -160,16 +161,13 @@ def _reference_times(fitted: Sequence[Measurement], points: int) -> list[float]:
     return [float(np.median([m.points[i].reference_ms for m in fitted])) for i in range(points)]
 
 
-def _interval(
-    plan: Plan, fitted: Sequence[Measurement], beside: Sequence[float], target: Target
-) -> float | None:
+def _interval(plan: Plan, found: Fit, beside: Sequence[float], target: Target) -> float | None:
     """How far whole networks lie from what a fit without them says, over all the lengths."""
     if len(plan.mixed) < 2:
         return None
-    off = [left_out(plan, fitted, point) for point in range(len(target.points))]
     weights = np.array([share for _, share in target.points]) * beside
     weights /= weights.sum()
-    return interval_90([float(weights @ [o[s] for o in off]) for s in off[0] if s != plan.full])
+    return interval_90([float(weights @ off) for off in found.left_out.values()])
 
 
 def _quantiles(fitted: Sequence[Measurement], point: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ each token, and are brought back before they have grown by an eighth (`measure.p
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +49,18 @@ def require(target: Target) -> None:
             )
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's one core of this process; with several, freeing a model can crash (2026.2)."""
+    import openvino
+
+    return openvino.Core()
+
+
 def gpu_names(target: Target) -> list[str]:
     """What the target's runtime sees of its kind of GPU."""
     if target.runtime == "openvino":
-        import openvino
-
-        return [name for name in openvino.Core().available_devices if name.startswith("GPU")]
+        return [name for name in openvino_core().available_devices if name.startswith("GPU")]
     if target.runtime == "onnxruntime":
         import onnxruntime
 
@@ -85,9 +92,7 @@ def load_for_timing(folder: Path, target: Target) -> list[Inference]:
     check_length(config, target)
     vocab = config.vocab_size
     if target.runtime == "openvino":
-        import openvino
-
-        return openvino_inferences(openvino.Core().read_model(folder / name), target, vocab)
+        return openvino_inferences(openvino_core().read_model(folder / name), target, vocab)
     if target.runtime == "onnxruntime":
         return onnx_inferences(str(folder / name), target, vocab)
     from hwnas.models import load
@@ -132,8 +137,6 @@ def openvino_inferences(graph: Any, target: Target, vocab: int) -> list[Inferenc
     Raises:
         UserError: the machine lacks the device or the precision.
     """
-    import openvino
-
     require(target)
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if target.precision == "bf16" else "f32",
@@ -142,7 +145,7 @@ def openvino_inferences(graph: Any, target: Target, vocab: int) -> list[Inferenc
     }
     if target.device == "cpu":
         settings["INFERENCE_NUM_THREADS"] = target.threads
-    compiled = openvino.Core().compile_model(graph, target.device.upper(), settings)
+    compiled = openvino_core().compile_model(graph, target.device.upper(), settings)
     inferences: list[Inference] = []
     for point, _ in target.points:
         if point.phase == "decode":

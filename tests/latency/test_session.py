@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from samples import PLAN
 
-from hwnas.latency.fit import fit, interval_90, left_out
+from hwnas.latency.fit import fit, interval_90
 from hwnas.latency.measure import Paired
 from hwnas.latency.session import Measurement, check, measure, most_networks
 from hwnas.subnetwork import Subnetwork
@@ -68,27 +68,29 @@ def test_bends_are_found_and_straight_lines_left_alone() -> None:
 
 def test_fit_finds_the_costs() -> None:
     found = measure(PLAN, Device(straight))  # type: ignore[arg-type]
-    costs = fit(PLAN, found, 0)
+    fitted = fit(PLAN, found)
+    (costs,) = fitted.costs
     scale = straight(PLAN.reference)
     assert costs.fixed * scale == pytest.approx(0.1, abs=1e-6)
     for heads, cost in costs.attention.items():
         assert cost * scale == pytest.approx(0.01 + 0.01 * heads, abs=1e-6)
     for width, cost in costs.ffn.items():
         assert cost * scale == pytest.approx(0.08 * width / 1536, abs=1e-6)
-    assert all(error == pytest.approx(1, abs=1e-6) for error in left_out(PLAN, found, 0).values())
+    assert all(off == (pytest.approx(1, abs=1e-6),) for off in fitted.left_out.values())
 
 
 @pytest.mark.parametrize("outliers", [0.0, 0.08])
 def test_fit_averages_noise_and_bears_outliers(outliers: float) -> None:
     device = Device(stepped, noise=0.03, outliers=outliers)
     found = measure(PLAN, device)  # type: ignore[arg-type]
-    costs = fit(PLAN, found, 0)
+    fitted = fit(PLAN, found)
+    (costs,) = fitted.costs
     for curve in (costs.attention, costs.ffn):
         assert list(curve.values()) == sorted(curve.values())
     scale = stepped(PLAN.reference)
     errors = [costs.of(s) * scale / stepped(s) - 1 for s in PLAN.unseen]
     assert np.mean(np.abs(errors)) < 0.025
-    off = list(left_out(PLAN, found, 0).values())
+    off = [off for (off,) in fitted.left_out.values()]
     assert 0.01 < interval_90(off) < 0.08 + outliers
 
 
@@ -99,7 +101,8 @@ def test_intervals_hold_what_they_say() -> None:
         device = Device(stepped, noise=0.03)
         device.rng = np.random.default_rng(seed)
         found = measure(PLAN, device)  # type: ignore[arg-type]
-        costs, width = fit(PLAN, found, 0), interval_90(list(left_out(PLAN, found, 0).values()))
+        fitted = fit(PLAN, found)
+        (costs,), width = fitted.costs, interval_90([off for (off,) in fitted.left_out.values()])
         for first, _ in check(PLAN, device):  # type: ignore[arg-type]
             held.append(abs(first.points[0].ratio / costs.of(first.subnetwork) - 1) <= width)
     assert 0.85 < np.mean(held) < 0.97
