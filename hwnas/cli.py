@@ -55,7 +55,10 @@ def _root(
 
 @app.command()
 def run(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe file (YAML).")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="Recipe file (YAML), or the name of a shipped one, e.g. sst2."),
+    ] = None,
     budget: Annotated[
         list[str] | None, typer.Option(help="Latency: 8ms, or 50% of the baseline. Repeatable.")
     ] = None,

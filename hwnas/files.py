@@ -6,6 +6,7 @@ leaves a ``*.partial-…`` neighbour that the next writer removes.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -138,6 +139,24 @@ def validate(kind: type[Model], value: Any, where: str, *, strict: bool = False)
         more = error.error_count() - 1
         rest = f" (and {more} more)" if more else ""
         message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = _unknown_key(kind, first["loc"])
+        elif first["type"] == "literal_error":
+            message = f"{first['input']!r} is unknown: {message[0].lower()}{message[1:]}"
         if field:
             message = f"{field}: {message}"
         raise UserError(f"{where}: {message}{rest}") from None
+
+
+def _unknown_key(kind: type[BaseModel], path: tuple[int | str, ...]) -> str:
+    """What to say of a key that the model at that path does not have."""
+    *parts, key = path
+    model: Any = kind
+    for part in parts:
+        fields = getattr(model, "model_fields", {})
+        model = fields[part].annotation if part in fields else None
+    known = list(getattr(model, "model_fields", {}))
+    alike = difflib.get_close_matches(str(key), known, n=1)
+    if alike:
+        return f"unknown key; did you mean {alike[0]!r}?"
+    return f"unknown key; known are {', '.join(known)}" if known else "unknown key"

@@ -30,7 +30,9 @@ from hwnas.rundir import RunDirectory
 from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.summary import Compute, Summary
+from hwnas.tasks.embedding import Embedding
 from hwnas.tasks.loading import load_task
+from hwnas.training.baseline import MOVEMENT
 from hwnas.training.compute import FORWARD, ComputePlan, step_cost, supernet_cost
 
 
@@ -53,7 +55,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
         BudgetError: a budget cannot be met.
     """
     given = given or Given()
-    inputs = _prepare(recipe, out, resume, given)
+    inputs = prepare(recipe, out, resume=resume, given=given)
     directory = inputs.directory
     with directory.stage("table"):
         table = stages.latency_table(inputs, given.table)
@@ -88,18 +90,34 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     return deliver(inputs, table, winners, _spent(contest, winners))
 
 
-def _prepare(recipe: Recipe, out: Path, resume: bool, given: Given) -> Inputs:
-    """Everything that can be wrong with the input is found here, before the folder is made."""
+def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
+    """Everything that can be wrong with the input is found here, before the folder is made.
+
+    The folder is locked until its `RunDirectory` is closed.
+
+    Raises:
+        UserError: what is wrong.
+    """
     target = Target.parse(recipe.target)
     target.check_exportable()
     require(target)
-    task = load_task(recipe.task_at_target)
+    try:
+        task = load_task(recipe.task_at_target)
+    except UserError as error:
+        raise UserError(f"task: {error}") from None
     model, tokenizer = stages.load_for(recipe.model, task, seed=recipe.seed)
     shape = find_shape(model.config)
     for name, length in (("target: seq=", target.seq), ("task.max_length: ", task.max_length)):
         if length > tokenizer.model_max_length:
             most = tokenizer.model_max_length
             raise UserError(f"{name}{length}, the model reads at most {most} tokens")
+    if recipe.space.boundaries == "given":
+        SearchSpace.given(recipe.space, shape)
+    if recipe.importance.kind == "movement" and isinstance(task.kind, Embedding):
+        raise UserError(
+            "importance.kind: movement is found while a baseline is trained, and tasks of kind "
+            "embedding train none; choose first_order"
+        )
     if given.table is not None:
         table = LatencyTable.find(given.table)
         table.check_model(shape)
@@ -133,7 +151,9 @@ def _take(other: Path, out: Path) -> None:
         with replacing(out / "baseline") as partial:
             for name in ("model", "start"):
                 shutil.copytree(other / "baseline" / name, partial / name)
-            shutil.copy(other / "baseline" / "history.json", partial)
+            for name in ("history.json", MOVEMENT):
+                if (other / "baseline" / name).exists():
+                    shutil.copy(other / "baseline" / name, partial)
     if not (out / "table.json").exists():
         with replacing(out / "table.json") as partial:
             shutil.copy(other / "table.json", partial)

@@ -6,6 +6,8 @@ that ran stands in the run directory, so a run can be repeated and resumed.
 
 from __future__ import annotations
 
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,16 +132,29 @@ def _flat(value: Any, at: str = "") -> dict[str, Any]:
     return flat
 
 
+def shipped_recipes() -> dict[str, Traversable]:
+    """The recipes that hwnas ships, by name."""
+    folder = resources.files("hwnas.recipes")
+    found = {entry.name: entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    return {name.removesuffix(".yaml"): found[name] for name in sorted(found)}
+
+
 def load_recipe(path: Path) -> Recipe:
-    """Read and validate a YAML recipe.
+    """Read and validate a YAML recipe: a file, or the shipped one of this name.
 
     Raises:
         UserError: the file is missing, is not YAML, or a key or value is wrong; names it.
     """
+    shipped = shipped_recipes()
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not path.exists() and str(path) in shipped:
+            text = shipped[str(path)].read_text(encoding="utf-8")
+        else:
+            text = path.read_text(encoding="utf-8")
+        value = yaml.safe_load(text)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        names = f"; shipped are {', '.join(shipped)}" if len(path.parts) == 1 else ""
+        raise UserError(f"{path}: cannot be read ({error.strerror}){names}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

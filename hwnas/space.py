@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from hwnas.anatomy import Shape
 from hwnas.errors import UserError
@@ -20,8 +20,11 @@ class SpaceSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # `whole`: every head and FFN step; `automatic`: what survives at a few complexities
-    boundaries: Literal["whole", "automatic"] = "whole"
+    # `whole`: every head and FFN step; `automatic`: what survives at a few complexities; `given`:
+    # the same options in every block
+    boundaries: Literal["whole", "automatic", "given"] = "whole"
+    heads: tuple[int, ...] | None = Field(None, validate_default=True)  # of `given`
+    ffn: tuple[int, ...] | None = Field(None, validate_default=True)
     targets: int = Field(5, ge=2)  # complexities between the smallest and the largest
     # of the full model's complexity; by default a little below the smallest budget, and all of it
     smallest: float | None = Field(None, gt=0, lt=1)
@@ -29,11 +32,30 @@ class SpaceSpec(BaseModel):
     complexity: Literal["latency", "macs"] = "latency"
     snap: bool = False  # options to the steps at which the latency table says that time is saved
 
-    @model_validator(mode="after")
-    def _in_order(self) -> SpaceSpec:
-        if self.smallest is not None and self.smallest >= (self.largest or 1.0):
-            raise ValueError(f"smallest {self.smallest} is not below largest {self.largest or 1.0}")
-        return self
+    @field_validator("heads", "ffn")
+    @classmethod
+    def _given(cls, value: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        boundaries = info.data.get("boundaries")
+        if (value is not None) != (boundaries == "given"):
+            only = "are for boundaries: given only; leave them out"
+            raise ValueError(only if value else "boundaries: given needs a list of widths here")
+        if value is not None:
+            _check_ascending(value)
+        return value
+
+    @field_validator("largest")
+    @classmethod
+    def _in_order(cls, value: float | None, info: ValidationInfo) -> float | None:
+        smallest = info.data.get("smallest")
+        if smallest is not None and value is not None and value <= smallest:
+            raise ValueError(f"{value} is not above smallest, {smallest}; exchange the two")
+        return value
+
+
+def _check_ascending(widths: Sequence[int]) -> None:
+    """Raise `ValueError` unless these are widths of a block, ascending."""
+    if not widths or widths[0] <= 0 or list(widths) != sorted(set(widths)):
+        raise ValueError(f"{list(widths)} must be ascending positive widths")
 
 
 class BlockOptions(BaseModel):
@@ -45,12 +67,11 @@ class BlockOptions(BaseModel):
     ffn: tuple[int, ...]
     droppable: bool = True
 
-    @model_validator(mode="after")
-    def _ascending(self) -> BlockOptions:
-        for name, values in (("heads", self.heads), ("ffn", self.ffn)):
-            if not values or values[0] <= 0 or list(values) != sorted(set(values)):
-                raise ValueError(f"{name} {list(values)} must be ascending positive widths")
-        return self
+    @field_validator("heads", "ffn")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        _check_ascending(value)
+        return value
 
     def options(self) -> list[Block]:
         """All choices for the block, the largest first."""
@@ -75,6 +96,29 @@ class SearchSpace(BaseModel):
             groups = tuple(range(shape.group, heads + 1, shape.group))
             blocks.append(BlockOptions(heads=groups, ffn=tuple(widths)))
         return cls(blocks=tuple(blocks))
+
+    @classmethod
+    def given(cls, spec: SpaceSpec, shape: Shape) -> SearchSpace:
+        """The options that a recipe gives, the same in every block.
+
+        Raises:
+            UserError: a block of the model has fewer heads or neurons, or its heads share
+                key-value heads in groups that an option would part.
+        """
+        heads, ffn = spec.heads or (), spec.ffn or ()
+        for name, widths, most in (("heads", heads, shape.heads), ("ffn", ffn, shape.ffn)):
+            if widths[-1] > min(most):
+                raise UserError(
+                    f"space.{name}: {widths[-1]} is too many, the model has {min(most)}"
+                )
+        parted = next((h for h in heads if h % shape.group), None)
+        if parted is not None:
+            raise UserError(
+                f"space.heads: {parted} is not a multiple of {shape.group}, as the "
+                "model's heads share key-value heads"
+            )
+        block = BlockOptions(heads=heads, ffn=ffn)
+        return cls(blocks=(block,) * shape.depth)
 
     def check(self, shape: Shape, where: str = "space.json") -> None:
         """Raise `UserError` unless every option exists in a model of `shape`."""

@@ -18,7 +18,7 @@ import torch
 from hwnas.anatomy import Shape, find_shape
 from hwnas.boundaries import automatic, snapped
 from hwnas.elastic.supernet import SuperNetwork
-from hwnas.errors import BudgetError
+from hwnas.errors import BudgetError, UserError
 from hwnas.files import read_model, replacing, write_json
 from hwnas.importance.kinds import measure
 from hwnas.importance.reordering import reorder
@@ -231,7 +231,13 @@ def importance(inputs: Inputs) -> Importance:
         if spec.kind == "movement":
             from safetensors.torch import load_file
 
-            movement = load_file(inputs.path / "baseline" / MOVEMENT)
+            scores = inputs.path / "baseline" / MOVEMENT
+            if not scores.exists():
+                raise UserError(
+                    "importance.kind: movement is found while the baseline is trained, and this "
+                    "one was trained for another kind; choose first_order"
+                )
+            movement = load_file(scores)
         loss_of = inputs.task.kind.probe
         measure(start, batches, spec, loss_of=loss_of, movement=movement).save(path)
     return Importance.load(path)
@@ -245,6 +251,8 @@ def search_space(inputs: Inputs, table: LatencyTable, scores: Importance) -> Sea
         space = SearchSpace.whole(inputs.shape)
         if wanted.boundaries == "automatic":
             space = _automatic_space(inputs, scores)
+        elif wanted.boundaries == "given":
+            space = SearchSpace.given(wanted, inputs.shape)
         if wanted.snap:
             space = snapped(space, table.predictor(), inputs.shape)
         write_json(path, space)

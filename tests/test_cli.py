@@ -50,6 +50,35 @@ def rows(path: Path, count: int, label: str = "label", labels: str = "ab") -> Pa
     return path
 
 
+# what can be told only with the model and the data at hand
+BAD_FOR_THE_MODEL = [
+    ("space: {boundaries: given, heads: [14], ffn: [512]}", "space.heads: 14", "the model has 12"),
+    ("space: {boundaries: given, heads: [6], ffn: [4096]}", "space.ffn: 4096", "has 1536"),
+    ("task: {data: DATA, label: verdict}", "task: ", "no column 'verdict'"),
+    ("task: {data: DATA, text: body}", "task: ", "it has: text, label"),
+    ("task: {data: none.csv}", "task: none.csv", "no such file"),
+    ("task: {data: FOLDER}", "task: ", "has no split 'train'; it has: validation"),
+    ("task: {max_length: 4000}", "task.max_length: 4000", "at most 512"),
+    ("target: 'openvino:cpu:seq=2000'", "seq=2000", "at most 512"),
+    ("target: 'openvino:gpu'", "openvino:gpu", "hwnas doctor"),
+    ("model: no/such-model", "no/such-model", "demo:minilm"),
+    ("importance: {kind: movement}\ntask: {kind: embedding}", "importance.kind", "first_order"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "advice"), BAD_FOR_THE_MODEL)
+def test_recipes_that_the_model_or_the_data_contradicts(
+    hwnas: Run, tmp_path: Path, text: str, key: str, advice: str
+) -> None:
+    data, folder = rows(tmp_path / "data.csv", 40), tmp_path / "rows"
+    folder.mkdir()
+    (folder / "validation.jsonl").write_text('{"text": "one", "label": "a"}\n' * 4)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text.replace("DATA", str(data)).replace("FOLDER", str(folder)))
+    refused(hwnas("run", recipe, "--out", "out"), key, advice)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,10 +1,12 @@
 """Recipes: the defaults run, files round-trip, and each mistake is named with its key."""
 
+from pathlib import Path
+
 import pytest
 
 from hwnas.errors import UserError
 from hwnas.latency.target import Budget, Target
-from hwnas.recipe import Recipe, load_recipe, override
+from hwnas.recipe import Recipe, load_recipe, override, shipped_recipes
 
 
 def test_defaults_round_trip(tmp_path):
@@ -19,39 +21,65 @@ def test_difference_names_the_setting():
     assert other.difference(Recipe()) == "seed: 0 there, 4 now"
 
 
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("budgets: [banana]", "budgets: budget 'banana'"),
-        ("budgets: [0ms]", "must be above zero"),
-        ("budgets: ['-5%']", "must be above zero"),
-        ("budgets: ['100%']", "below 100%"),
-        ("budgets: ['50%', '50%']", "given twice"),
-        ("budgets: []", "budgets"),
-        ("budget: ['50%']", "budget"),
-        ("target: toaster:cpu", "unknown runtime 'toaster'"),
-        ("target: openvino", "expected runtime:device"),
-        ("compute: {supernet_steps: -1}", "compute.supernet_steps"),
-        ("compute: {minuets: 3}", "compute.minuets"),
-        ("training: {distill_weight: 2}", "training.distill_weight"),
-        ("strategy: magic", "strategy"),
-        ("- a\n- b", "expected keys and values"),
-        ("model: [", "not valid YAML, line"),
-        ("task: {metric: bleu}", "task.metric"),
-    ],
-)
-def test_mistakes_are_named_in_one_line(tmp_path, text, word):
+# what stands in the recipe, the key that the message names, and what it says of it
+BAD = [
+    ("budgets: [banana]", "budgets", "budget 'banana'"),
+    ("budgets: [0ms]", "budgets", "must be above zero"),
+    ("budgets: ['-5%']", "budgets", "must be above zero"),
+    ("budgets: ['100%']", "budgets", "below 100%"),
+    ("budgets: ['50%', '50%']", "budgets", "given twice"),
+    ("budgets: []", "budgets", "at least 1"),
+    ("budget: ['50%']", "budget", "did you mean 'budgets'?"),
+    ("target: toaster:cpu", "target", "unknown runtime 'toaster'"),
+    ("target: openvino", "target", "expected runtime:device"),
+    ("compute: {supernet_steps: -1}", "compute.supernet_steps", "greater than or equal to 1"),
+    ("compute: {minuets: 3}", "compute.minuets", "did you mean 'minutes'?"),
+    ("compute: {epochs: 3}", "compute.epochs", "known are minutes, batch"),
+    ("training: {distill_weight: 2}", "training.distill_weight", "less than or equal to 1"),
+    ("training: {sampling: random}", "training.sampling", "'random' is unknown"),
+    ("training: {accumulate: 0}", "training.accumulate", "greater than or equal to 1"),
+    ("strategy: magic", "strategy", "'search', 'uniform' or 'layers'"),
+    ("task: {metric: bleu}", "task.metric", "use one of: accuracy"),
+    ("task: {kind: spans, metric: matthews}", "task.metric", "use one of: f1"),
+    ("task: {kind: poems}", "task.kind", "'classification'"),
+    ("task: {kind: spans, text: context}", "task.text", "two columns"),
+    ("task: {data: nyu-mll/glue, subset: sst3}", "task.subset", "sst2"),
+    ("task: {max_length: 1}", "task.max_length", "greater than or equal to 4"),
+    ("importance: {kind: random}", "importance.kind", "'first_order'"),
+    ("space: {boundaries: by_hand}", "space.boundaries", "'given'"),
+    ("space: {smallest: 0.6, largest: 0.4}", "space.largest", "exchange the two"),
+    ("space: {boundaries: given, ffn: [64]}", "space.heads", "needs a list of widths"),
+    ("space: {boundaries: given, heads: [8, 4], ffn: [64]}", "space.heads", "ascending"),
+    ("space: {heads: [4]}", "space.heads", "leave them out"),
+    ("vocabulary: {trim: perhaps}", "vocabulary.trim", "valid boolean"),
+    ("seed: -1", "seed", "greater than or equal to 0"),
+    ("- a\n- b", "", "expected keys and values"),
+    ("model: [", "", "not valid YAML, line"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "advice"), BAD)
+def test_mistakes_are_named_in_one_line(tmp_path, text, key, advice):
     path = tmp_path / "r.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         load_recipe(path)
-    assert word in str(caught.value) and str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: {key}: " if key else f"{path}: ")
+    assert advice in message and "\n" not in message
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_read_by_name(name):
+    recipe = load_recipe(Path(name))
+    assert recipe.task.usual_metric in recipe.task.task_kind.metrics
 
 
 def test_missing_recipe(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match=r"sts2: cannot be read .*shipped are .*sst2"):
+        load_recipe(Path("sts2"))
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def _read_tweets(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
 def _is_file(data: str) -> bool:
     path = Path(data).expanduser()
     looks_like_one = path.suffix.lower() in (*FORMATS, ".json", ".txt", ".parquet", ".xlsx")
-    return path.exists() or looks_like_one or data.startswith((".", "/", "~"))
+    return path.is_file() or looks_like_one or data.startswith((".", "/", "~"))
 
 
 def _check_sizes(
