@@ -1,14 +1,15 @@
 """One choice of widths for every block of a model, and how many operations it takes.
 
 A `Subnetwork` says for every block how many attention heads and FFN neurons are active; zero
-heads and zero neurons mean that the block is left out. Widths are prefixes: "6 heads" are the
-first six after reordering by importance. Needs only numpy, for it travels in profiling kits.
+heads and zero neurons mean that the block is left out. It may also have a narrower residual stream
+than the model. Widths are prefixes: "6 heads" are the first six after reordering by importance.
+Needs only numpy, for it travels in profiling kits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,13 +36,19 @@ DROPPED = Block(0, 0)
 
 @dataclass(frozen=True)
 class Subnetwork:
-    """One choice for every block, hashable; its genome is `[[heads, ffn], ...]`."""
+    """One choice for every block, hashable; its genome is `[[heads, ffn], ...]`.
+
+    The genome of one with a residual stream of its own width ends with `[hidden]`.
+    """
 
     blocks: tuple[Block, ...]
+    hidden: int = 0  # residual width; 0: the model's own
 
     @classmethod
     def of(cls, genome: Iterable[Sequence[int]]) -> Subnetwork:
-        return cls(tuple(Block(int(heads), int(ffn)) for heads, ffn in genome))
+        rows = [[int(width) for width in row] for row in genome]
+        hidden = rows.pop()[0] if rows and len(rows[-1]) == 1 else 0
+        return cls(tuple(Block(heads, ffn) for heads, ffn in rows), hidden)
 
     @classmethod
     def full(cls, shape: Shape) -> Subnetwork:
@@ -49,7 +56,12 @@ class Subnetwork:
 
     @property
     def genome(self) -> list[list[int]]:
-        return [[block.heads, block.ffn] for block in self.blocks]
+        residual = [[self.hidden]] if self.hidden else []
+        return [[block.heads, block.ffn] for block in self.blocks] + residual
+
+    def narrowed(self, hidden: int) -> Subnetwork:
+        """The same blocks around a residual stream of this width; 0: the model's own."""
+        return replace(self, hidden=hidden)
 
     @property
     def kept(self) -> list[tuple[int, Block]]:
@@ -61,12 +73,13 @@ class Subnetwork:
         return len(self.kept)
 
     def __str__(self) -> str:
-        return " ".join(f"{b.heads}x{b.ffn}" if b.present else "-" for b in self.blocks)
+        blocks = " ".join(f"{b.heads}x{b.ffn}" if b.present else "-" for b in self.blocks)
+        return f"{blocks} @{self.hidden}" if self.hidden else blocks
 
 
 def genomes(subnetworks: Sequence[Subnetwork]) -> npt.NDArray[np.int64]:
-    """The subnetworks as an array of shape `(n, blocks, 2)`: heads and FFN width."""
-    return np.array([s.genome for s in subnetworks], dtype=np.int64)
+    """The subnetworks' blocks as an array of shape `(n, blocks, 2)`: heads and FFN width."""
+    return np.array([s.blocks for s in subnetworks], dtype=np.int64)
 
 
 def macs(subnetwork: Subnetwork, shape: Shape, seq: int, cache: int = 0) -> int:
@@ -76,10 +89,11 @@ def macs(subnetwork: Subnetwork, shape: Shape, seq: int, cache: int = 0) -> int:
         cache: tokens before them whose keys and values are kept.
     """
     total = 0
+    hidden = subnetwork.hidden or shape.hidden
     for _, block in subnetwork.kept:
         width = block.heads * shape.head_size
-        projections = 2 * shape.hidden * (width + width // shape.group) * seq
+        projections = 2 * hidden * (width + width // shape.group) * seq
         attention = 2 * width * seq * (cache + seq)
         matrices = 3 if shape.gated else 2
-        total += projections + attention + matrices * shape.hidden * block.ffn * seq
+        total += projections + attention + matrices * hidden * block.ffn * seq
     return total

@@ -19,5 +19,6 @@ family = Family(
     sizes={
         "attention.self.num_attention_heads": "heads",
         "attention.self.all_head_size": "width",
+        "attention.self.attention_head_size": "size",
     },
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hwnas.anatomy import Family, find_family, head_size, stated_widths
 from hwnas.anatomy.heads import class_for, task_of
+from hwnas.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -24,6 +25,8 @@ _LAYOUT = (
     "sizes",
     "head_bias",
 )
+# attributes of configs that, where they equal the residual width, mean it
+_AS_WIDE = ("pooler_hidden_size", "embedding_size")
 
 
 def new_dense(
@@ -38,7 +41,7 @@ def new_dense(
     """
     task = task or find_family(config).task
     widths = [(block.heads, block.ffn) for _, block in subnetwork.kept]
-    dense = dense_class(config, task)(dense_config(config, widths))
+    dense = dense_class(config, task)(dense_config(config, widths, subnetwork.hidden))
     dense.eval()
     return dense
 
@@ -55,8 +58,12 @@ def dense_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
     return cast("type[PreTrainedModel]", getattr(modeling_hwnas, name))
 
 
-def dense_config(config: Any, widths: list[tuple[int, int]]) -> PretrainedConfig:
-    """A copy of `config` for the kept blocks with these `(heads, ffn)`."""
+def dense_config(config: Any, widths: list[tuple[int, int]], hidden: int = 0) -> PretrainedConfig:
+    """A copy of `config` for the kept blocks with these `(heads, ffn)`.
+
+    Args:
+        hidden: residual width; 0: the config's own.
+    """
     family = find_family(config)
     shape = family.shape(config)
     result: Any = copy.deepcopy(config)
@@ -64,6 +71,11 @@ def dense_config(config: Any, widths: list[tuple[int, int]]) -> PretrainedConfig
     result.hwnas_blocks = [list(width) for width in widths]
     result.hwnas_head_size = head_size(config)
     result.hwnas_layout = layout(family, config)
+    if hidden:
+        for name in _AS_WIDE:
+            if getattr(result, name, None) == config.hidden_size:
+                setattr(result, name, hidden)
+        result.hidden_size = hidden
     heads = {heads for heads, _ in widths}
     if family.decoder:
         result.head_dim = head_size(config)
@@ -71,6 +83,24 @@ def dense_config(config: Any, widths: list[tuple[int, int]]) -> PretrainedConfig
             result.num_attention_heads = heads.pop()
             result.num_key_value_heads = result.num_attention_heads // shape.group
     return cast("PretrainedConfig", result)
+
+
+def check_hidden(hidden: int, config: Any, where: str) -> None:
+    """Raise `UserError` unless a model of this config can have such a residual width.
+
+    Args:
+        where: begins the message.
+    """
+    full, heads = config.hidden_size, config.num_attention_heads
+    if find_family(config).decoder:
+        raise UserError(f"{where}: the residual width of decoders is not elastic; leave it out")
+    if not 0 < hidden < full:
+        raise UserError(f"{where}: residual width {hidden}, the model has {full}; give less")
+    if hidden % heads:
+        raise UserError(
+            f"{where}: residual width {hidden} is not a multiple of {heads}, the number of heads; "
+            f"the nearest is {max(1, round(hidden / heads)) * heads}"
+        )
 
 
 def layout(family: Family, config: Any) -> dict[str, Any]:

@@ -43,8 +43,9 @@ def resize(layer: nn.Module, layout: dict[str, Any], heads: int, ffn: int) -> No
 
 
 def set_sizes(layer: nn.Module, layout: dict[str, Any], heads: int) -> None:
-    """Tell a layer how many heads its projections now hold."""
-    sizes = {"heads": heads, "width": heads * layout["head_size"]}
+    """Tell a layer how many heads its projections now hold, and of what size."""
+    size = layout["head_size"]
+    sizes = {"heads": heads, "width": heads * size, "size": size, "scaling": size**-0.5}
     for name, size in layout["sizes"].items():
         holder, _, attribute = name.rpartition(".")
         setattr(layer.get_submodule(holder), attribute, sizes[size])

@@ -12,6 +12,7 @@ family = Family(
     sizes={
         "attention.attn.num_attention_heads": "heads",
         "attention.attn.all_head_size": "width",
+        "attention.attn.attention_head_size": "size",
     },
     head_bias="attention.attn",
 )

@@ -16,5 +16,7 @@ family = Family(
     sizes={
         "attention.attention.num_attention_heads": "heads",
         "attention.attention.all_head_size": "width",
+        "attention.attention.attention_head_size": "size",
+        "attention.attention.scaling": "scaling",
     },
 )

@@ -2,7 +2,8 @@
 
 `SuperNetwork` makes a model's blocks elastic in place. Switching costs no copies: widths are
 numbers in `ElasticLinear`, and a block that is left out is not in the list that the model runs.
-At full width the model is the untouched one, parameter names included.
+At full width the model is the untouched one, parameter names included. A subnetwork with a narrower
+residual stream is another model on the same weights (`residual`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import torch
 from torch import nn
 
 from hwnas.anatomy import find_family
-from hwnas.anatomy.dense import layout, new_dense, own_biases
+from hwnas.anatomy.dense import check_hidden, layout, new_dense, own_biases
 from hwnas.anatomy.heads import task_of
 from hwnas.anatomy.modeling_hwnas import set_sizes
 from hwnas.anatomy.modules import BlockModules, block_modules, blocks, layer, replace_blocks
 from hwnas.elastic.layers import ElasticLinear
+from hwnas.elastic.residual import name_of, narrow_view, prefix
 from hwnas.errors import UserError
 from hwnas.subnetwork import Block, Subnetwork
 
@@ -52,12 +54,14 @@ class SuperNetwork:
         self.active = self.full
 
     def set_subnetwork(self, subnetwork: Subnetwork) -> None:
-        """Switch `subnetwork` on.
+        """Switch `subnetwork` on; one of a narrower residual stream is had by `as_subnetwork` only.
 
         Raises:
             UserError: it does not fit the model; the model stays as it was.
         """
         self._check(subnetwork)
+        if subnetwork.hidden:
+            raise TypeError("a subnetwork with its own residual width is a model of its own")
         for i, choice in subnetwork.kept:
             self._set_width(self._parts[i], choice)
             set_sizes(self._blocks[i], self._layout, choice.heads)
@@ -69,11 +73,19 @@ class SuperNetwork:
 
     @contextmanager
     def as_subnetwork(self, subnetwork: Subnetwork) -> Iterator[PreTrainedModel]:
-        """Switch `subnetwork` on for a while, then back to the one before."""
+        """`subnetwork` as a model for a while, then the one before is active again.
+
+        Its weights are the shared ones.
+
+        Raises:
+            UserError: it does not fit the model.
+        """
         before = self.active
-        self.set_subnetwork(subnetwork)
+        if subnetwork.hidden:
+            self._check(subnetwork)
+        self.set_subnetwork(self.full if subnetwork.hidden else subnetwork)
         try:
-            yield self.model
+            yield narrow_view(self.model, subnetwork) if subnetwork.hidden else self.model
         finally:
             self.set_subnetwork(before)
 
@@ -89,11 +101,12 @@ class SuperNetwork:
             self._check(subnetwork)
             dense = new_dense(self.model.config, subnetwork, task_of(type(self.model)))
             targets = list(blocks(dense))
-            inside = f"{_name_of(self.model, blocks(self.model))}."
+            inside = f"{name_of(self.model, blocks(self.model))}."
+            shapes = {name: tensor.shape for name, tensor in dense.state_dict().items()}
             outer = {
-                name: tensor
+                name: prefix(tensor, shapes[name])
                 for name, tensor in self.model.state_dict().items()
-                if not name.startswith(inside)
+                if name in shapes and not name.startswith(inside)
             }
             dense.load_state_dict(outer, strict=False)
             for target, (i, _) in zip(targets, subnetwork.kept, strict=True):
@@ -136,11 +149,8 @@ class SuperNetwork:
                 )
         if not subnetwork.kept:
             raise UserError(f"subnetwork {subnetwork}: leaves out every block; keep one")
-
-
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    names = (name for name, module in model.named_modules() if module is wanted)
-    return str(next(names))
+        if subnetwork.hidden:
+            check_hidden(subnetwork.hidden, self.model.config, f"subnetwork {subnetwork}")
 
 
 @torch.no_grad()
@@ -148,4 +158,4 @@ def _copy_prefixes(source: nn.Module, target: nn.Module) -> None:
     """Copy every parameter and buffer, cut to the target's shape from the front."""
     tensors = source.state_dict()
     for name, tensor in target.state_dict().items():
-        tensor.copy_(tensors[name][tuple(slice(0, n) for n in tensor.shape)])
+        tensor.copy_(prefix(tensors[name], tensor.shape))

@@ -1,7 +1,7 @@
 """Distillation of what goes on inside a teacher, beside its answers (`Kind.soft_loss`).
 
-- What its blocks put out: hidden states, as in TinyBERT (Jiao et al. 2020, section 3). Students
-  keep the residual width of their teacher, so states are compared as they are.
+- What its blocks put out: hidden states, as in TinyBERT (Jiao et al. 2020, section 3). A student's
+  dimensions are the first of its teacher's, all of them or fewer, so states are compared as they are.
 - How its last block relates tokens: queries with queries, keys with keys, values with values, as in
   MiniLMv2 (Wang et al. 2021). The columns are divided into relation heads that have nothing to do
   with attention heads, so the student may have fewer of these.
@@ -42,7 +42,7 @@ def states_loss(
 
     Args:
         states: of the student, `(batch, seq, hidden)` after each of its blocks.
-        teacher_states: likewise of the teacher, at least as many.
+        teacher_states: likewise of the teacher, at least as many, at least as wide.
         mask: `(batch, seq)`, 0 where a token is padding.
         variances: of each of the teacher's, as `state_variances` finds them. Those of the batch at
             hand would make the loss of a batch differ from the mean of its parts'.
@@ -51,7 +51,8 @@ def states_loss(
     losses = []
     for position, state in enumerate(states, start=1):
         match = round(position * len(teacher_states) / len(states)) - 1
-        apart = (state[real] - teacher_states[match][real]).square().sum(dim=-1).mean()
+        wanted = teacher_states[match][real][:, : state.shape[-1]]
+        apart = (state[real] - wanted).square().sum(dim=-1).mean()
         losses.append(apart / variances[match])
     return torch.stack(losses).mean()
 

@@ -248,16 +248,15 @@ class SandwichTrainer(PlannedTrainer):
         with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
             answers = self.answers(inputs) if self.teacher is not None else None
         for subnetwork in subnetworks:
-            self.supernet.set_subnetwork(subnetwork)
-            with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
-                if answers is None:
-                    loss = inner(**inputs).loss / parts
-                else:
-                    loss = self.distilled(inner, inner, inputs, answers)[1] / parts
-            self.accelerator.backward(loss * self._undone)
+            # between steps the whole model is active: checkpoints and the optimizer see that
+            with self.supernet.as_subnetwork(subnetwork) as active:
+                with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
+                    if answers is None:
+                        loss = active(**inputs).loss / parts
+                    else:
+                        loss = self.distilled(active, active, inputs, answers)[1] / parts
+                self.accelerator.backward(loss * self._undone)
             total += loss.detach()
-        # checkpoints and the optimizer see the whole model
-        self.supernet.set_subnetwork(self.supernet.full)
         if self.accelerator.sync_gradients:
             self._average_gradients()
         return total
@@ -343,8 +342,8 @@ def train(
         model: a dense model, or a super-network together with its `sandwich`.
         examples: encoded rows with their labels and `length`.
         kind: of the task; by default classification.
-        teacher: a dense model of the same residual width, in eval mode; without it, the labels
-            alone are learned.
+        teacher: a dense model in eval mode, its residual width the student's or more, in the same
+            order; without it, the labels alone are learned.
         work: folder for the checkpoints of an interrupted training; a training that finds one
             there goes on from it. Removed at the end.
     """
