@@ -76,8 +76,9 @@ ADAPTED = "openvino:cpu:threads=2,batch=1,seq=64"
 UNSEEN, QUICK_UNSEEN = 30, 6
 BUDGETS, QUICK_BUDGETS = 100, 6
 PROTOCOL = (
-    "every rival measures for as long as the table; unseen networks: 3 compilations in turns, 15 "
-    "pairs, timed twice; errors against the first timing"
+    "every rival measures for as long as the table; samples are taken with warm caches; unseen "
+    "networks: 3 compilations in turns, 15 pairs or 2 s, timed twice; errors against the first "
+    "timing"
 )
 
 

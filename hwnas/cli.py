@@ -156,6 +156,10 @@ def profile(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Of measuring at most; the check comes on top.")
     ] = None,
+    hidden: Annotated[
+        list[int] | None,
+        typer.Option(help="A narrower residual width to measure as well. Repeatable."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure a device: operator costs of a model's family at its sizes, as a table."""
@@ -164,7 +168,9 @@ def profile(
 
     parsed = Target.parse(target)
     _quiet(json)
-    table = measure(model, parsed, validate=validate, seed=seed, minutes=minutes)
+    table = measure(
+        model, parsed, validate=validate, seed=seed, minutes=minutes, hidden=hidden or ()
+    )
     table.save(out)
     _show_table(out, json)
 

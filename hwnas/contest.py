@@ -25,7 +25,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.models import load
 from hwnas.progress import bar
-from hwnas.search.evolution import Evaluated, evolve, finalists
+from hwnas.search.evolution import Evaluated, evolve_at, finalists
 from hwnas.search.seeds import seeds
 from hwnas.selection import Allowance, Proposer, Selection, TimedStructure, select
 from hwnas.space import SearchSpace
@@ -160,19 +160,38 @@ def _search(contest: Contest, budget: str) -> Proposer:
                 )
                 inputs.directory.append("candidates.jsonl", line.model_dump())
 
-            evaluated = evolve(
-                contest.space,
-                contest.loss,
-                predictor,
-                budget_ms,
-                evaluate,
-                evaluations=inputs.plan.evaluations,
-                seed=inputs.recipe.seed * 1000 + number,
-                on_candidate=record,
-            )
-        return finalists(evaluated, budget_ms)[: inputs.plan.entrants]
+            evaluated = []
+            for hidden, share in _residual_widths(contest, predictor, budget_ms):
+                evaluated += evolve_at(
+                    hidden,
+                    contest.space,
+                    contest.loss,
+                    predictor,
+                    budget_ms,
+                    evaluate,
+                    evaluations=max(1, round(share * inputs.plan.evaluations)),
+                    seed=inputs.recipe.seed * 1000 + number,
+                    on_candidate=record,
+                )
+        best = finalists(evaluated, budget_ms)
+        return best[: inputs.plan.entrants + bool(contest.space.hidden)]
 
     return propose
+
+
+def _residual_widths(
+    contest: Contest, predictor: LatencyPredictor, budget_ms: float
+) -> list[tuple[int, float]]:
+    """The residual widths to search at, each with its share of the evaluations.
+
+    Those at which nothing fits the budget are passed over, but the model's own never is.
+    """
+    narrower = [
+        hidden
+        for hidden in contest.space.hidden
+        if predictor.predict(contest.space.smallest_width.narrowed(hidden)) <= budget_ms
+    ]
+    return [(hidden, 1 / (1 + len(narrower))) for hidden in (0, *narrower)]
 
 
 def _shrink(contest: Contest) -> Proposer:
@@ -295,11 +314,15 @@ class Origin:
     def holds(self, subnetwork: Subnetwork) -> bool:
         """Whether the subnetwork is a prefix of it in every block."""
         pairs = zip(subnetwork.blocks, self.within.blocks, strict=True)
+        if self.within.hidden and not 0 < subnetwork.hidden <= self.within.hidden:
+            return False
         return all(a.heads <= b.heads and a.ffn <= b.ffn for a, b in pairs)
 
     def nested(self, subnetwork: Subnetwork) -> Subnetwork:
         """The subnetwork in terms of the blocks that the network has."""
-        return Subnetwork(tuple(subnetwork.blocks[i] for i, _ in self.within.kept))
+        blocks = tuple(subnetwork.blocks[i] for i, _ in self.within.kept)
+        hidden = subnetwork.hidden
+        return Subnetwork(blocks, 0 if hidden == self.within.hidden else hidden)
 
     def extract(self, subnetwork: Subnetwork) -> PreTrainedModel:
         """The subnetwork as a dense model."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hwnas import stages
 from hwnas.anatomy import find_shape
+from hwnas.anatomy.dense import check_hidden
 from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
 from hwnas.delivery import deliver
 from hwnas.elastic.supernet import SuperNetwork
@@ -23,7 +24,6 @@ from hwnas.files import read_model, replacing
 from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
-from hwnas.models import load
 from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
@@ -59,14 +59,16 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     directory = inputs.directory
     with directory.stage("table"):
         table = stages.latency_table(inputs, given.table)
-        stages.check_budgets(inputs, table, SearchSpace.whole(inputs.shape))
+        whole = SearchSpace.whole(inputs.shape)
+        widths = {"hidden": recipe.space.hidden}
+        stages.check_budgets(inputs, table, whole.model_copy(update=widths))
     with directory.stage("baseline"):
         stages.baseline(inputs)
     with directory.stage("importance"):
         scores = stages.importance(inputs)
         space = stages.search_space(inputs, table, scores)
     compute = _rival_compute(inputs, given) if recipe.strategy != "search" else 0.0
-    teacher = load(inputs.path / "baseline" / "model")
+    teacher = stages.load_teacher(inputs, scores)
     with directory.stage("teacher"):
         answers = stages.teacher_answers(inputs, teacher)
     network: SuperNetwork | None = None
@@ -111,6 +113,13 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
         if length > tokenizer.model_max_length:
             most = tokenizer.model_max_length
             raise UserError(f"{name}{length}, the model reads at most {most} tokens")
+    for width in recipe.space.hidden:
+        check_hidden(width, model.config, "space.hidden")
+    if recipe.space.hidden and isinstance(task.kind, Embedding):
+        raise UserError(
+            "space.hidden: the residual width is what tasks of kind embedding answer with; "
+            "leave it out"
+        )
     if recipe.space.boundaries == "given":
         SearchSpace.given(recipe.space, shape)
     if recipe.importance.kind == "movement" and isinstance(task.kind, Embedding):
@@ -122,6 +131,8 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
         table = LatencyTable.find(given.table)
         table.check_model(shape)
         table.check_target(target)
+        for width in recipe.space.hidden:
+            table.at_hidden(width)
         warn(given.table.name, table.doubts())
     if given.reuse is not None:
         _check_reuse(recipe, given.reuse)

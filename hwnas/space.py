@@ -25,6 +25,9 @@ class SpaceSpec(BaseModel):
     boundaries: Literal["whole", "automatic", "given"] = "whole"
     heads: tuple[int, ...] | None = Field(None, validate_default=True)  # of `given`
     ffn: tuple[int, ...] | None = Field(None, validate_default=True)
+    # residual widths beside the model's own, multiples of its number of heads; the table must have
+    # them
+    hidden: tuple[int, ...] = ()
     targets: int = Field(5, ge=2)  # complexities between the smallest and the largest
     # of the full model's complexity; by default a little below the smallest budget, and all of it
     smallest: float | None = Field(None, gt=0, lt=1)
@@ -40,6 +43,13 @@ class SpaceSpec(BaseModel):
             only = "are for boundaries: given only; leave them out"
             raise ValueError(only if value else "boundaries: given needs a list of widths here")
         if value is not None:
+            _check_ascending(value)
+        return value
+
+    @field_validator("hidden")
+    @classmethod
+    def _residual(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value:
             _check_ascending(value)
         return value
 
@@ -85,6 +95,7 @@ class SearchSpace(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: tuple[BlockOptions, ...]
+    hidden: tuple[int, ...] = ()  # narrower residual widths; the model's own is always one
 
     @classmethod
     def whole(cls, shape: Shape, ffn_step: int | None = None) -> SearchSpace:
@@ -135,6 +146,10 @@ class SearchSpace(BaseModel):
                     f"{where}: block {i} has FFN width {block.ffn[-1]}, "
                     f"the model has {shape.ffn[i]}"
                 )
+        if self.hidden and self.hidden[-1] >= shape.hidden:
+            raise UserError(
+                f"{where}: residual width {self.hidden[-1]}, the model has {shape.hidden}"
+            )
 
     @property
     def largest(self) -> Subnetwork:
@@ -147,6 +162,8 @@ class SearchSpace(BaseModel):
 
     def __contains__(self, subnetwork: object) -> bool:
         if not isinstance(subnetwork, Subnetwork) or len(subnetwork.blocks) != len(self.blocks):
+            return False
+        if subnetwork.hidden and subnetwork.hidden not in self.hidden:
             return False
         return all(
             (
@@ -162,7 +179,7 @@ class SearchSpace(BaseModel):
         total = 1
         for block in self.blocks:
             total *= len(block.heads) * len(block.ffn) + block.droppable
-        return total
+        return total * (1 + len(self.hidden))
 
     def snap(self, genome: Iterable[Sequence[float]]) -> Subnetwork:
         """The subnetwork of the space nearest to these widths, block by block."""

@@ -17,6 +17,7 @@ import torch
 
 from hwnas.anatomy import Shape, find_shape
 from hwnas.boundaries import automatic, snapped
+from hwnas.elastic.residual import reorder_residual
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError, UserError
 from hwnas.files import read_model, replacing, write_json
@@ -209,6 +210,7 @@ def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
                 inputs.target,
                 validate=inputs.recipe.measure.validate_table,
                 seed=inputs.recipe.seed,
+                hidden=inputs.recipe.space.hidden,
             )
         table.save(path)
     return LatencyTable.load(path)
@@ -255,7 +257,7 @@ def search_space(inputs: Inputs, table: LatencyTable, scores: Importance) -> Sea
             space = SearchSpace.given(wanted, inputs.shape)
         if wanted.snap:
             space = snapped(space, table.predictor(), inputs.shape)
-        write_json(path, space)
+        write_json(path, space.model_copy(update={"hidden": wanted.hidden}))
     space = read_model(path, SearchSpace)
     space.check(inputs.shape, where=str(path))
     return space
@@ -278,8 +280,10 @@ def _automatic_space(inputs: Inputs, scores: Importance) -> SearchSpace:
 def check_budgets(inputs: Inputs, table: LatencyTable, space: SearchSpace) -> None:
     """Raise `BudgetError`, before anything is trained, if a budget is hopeless by the table."""
     predictor = table.predictor()
-    fastest = predictor.fixed_ms + min(
-        predictor.block_ms(Block(options.heads[0], options.ffn[0])) for options in space.blocks
+    fastest = min(
+        here.fixed_ms
+        + min(here.block_ms(Block(options.heads[0], options.ffn[0])) for options in space.blocks)
+        for here in map(predictor.at_hidden, (0, *space.hidden))
     )
     for text in inputs.recipe.budgets:
         if Budget.parse(text).in_ms(table.reference_ms) < fastest:
@@ -301,10 +305,20 @@ def teacher_answers(inputs: Inputs, teacher: PreTrainedModel) -> np.ndarray:
     return answers
 
 
+def load_teacher(inputs: Inputs, scores: Importance) -> PreTrainedModel:
+    """The baseline, its residual dimensions in the students' order where that matters."""
+    teacher = load(inputs.path / "baseline" / "model")
+    if inputs.recipe.space.hidden:
+        reorder_residual(teacher, scores.residual)
+    return teacher
+
+
 def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
     """The students' starting weights, reordered, elastic."""
     model = load(inputs.path / "baseline" / "start")
     reorder(model, scores)
+    if inputs.recipe.space.hidden:
+        reorder_residual(model, scores.residual)
     return SuperNetwork(model)
 
 

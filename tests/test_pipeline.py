@@ -251,3 +251,19 @@ def test_rivals_shrink_by_their_rule_with_the_same_compute(
     assert rival.baseline.metric == searched.baseline.metric
     finish(hwnas("report", finished, "--rival", out))
     assert strategy in (finished / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_residual_width_is_searched_too(recipe: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(recipe.read_text())
+    settings["space"] = {"hidden": [64, 96]}
+    settings["target"] = "openvino:cpu:threads=1,batch=1,seq=32"
+    settings["compute"]["evaluations"] = 12
+    (tmp_path / "narrow.yaml").write_text(yaml.safe_dump(settings))
+    finish(hwnas("run", tmp_path / "narrow.yaml", "--out", tmp_path / "out"))
+    table = json.loads((tmp_path / "out/table.json").read_text())
+    assert [part["hidden"] for part in table["narrower"]] == [64, 96]
+    lines = (tmp_path / "out/finalists.jsonl").read_text().splitlines()
+    finalists = [json.loads(line) for line in lines]
+    assert any(len(f["genome"][-1]) == 1 for f in finalists)
+    read_model(tmp_path / "out/summary.json", Summary)

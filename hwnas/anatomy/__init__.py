@@ -67,7 +67,7 @@ class Family:
     ffn_in: tuple[str, ...]  # (ffn, hidden)
     ffn_out: str  # (hidden, ffn)
     shared: tuple[str, ...] = ()  # those of `attention_in` with one head for each KV group
-    # attributes that hold a block's sizes -> "heads", "size" of a head, "width" of all heads together,
+    # attributes that hold a block's sizes -> "heads", "size" of a head, "width" of all heads,
     # "scaling" (one over the root of a head's size)
     sizes: dict[str, str] = field(default_factory=dict)
     head_bias: str = ""  # a module that is called with a bias for each head, the same in all blocks

@@ -1,4 +1,4 @@
-"""A narrower residual stream: which axes of a model's weights follow its width, and how to cut them.
+"""A narrower residual stream: which axes of the weights follow its width, and how to cut them.
 
 The stream runs through every layer, so its width is not switched within the layers as heads and
 neurons are. A subnetwork with a narrower one is a dense model of that width whose weights are views
@@ -109,7 +109,7 @@ def prefix(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 def name_of(model: nn.Module, wanted: nn.Module) -> str:
     """The dotted name of a module within the model."""
-    return next(name for name, module in model.named_modules() if module is wanted)
+    return str(next(name for name, module in model.named_modules() if module is wanted))
 
 
 def _skeleton(config: PretrainedConfig | Any, subnetwork: Subnetwork, task: str) -> PreTrainedModel:

@@ -30,6 +30,7 @@ from hwnas.latency.table import (
     LatencyTable,
     Machine,
     Milliseconds,
+    Narrower,
     stated_reference,
 )
 from hwnas.latency.target import Target
@@ -127,6 +128,7 @@ def scaled_table(
     """
     lengths: list[AtLength] = []
     entries: list[Entry] = []
+    narrower: dict[int, list[Entry]] = {part.hidden: [] for part in table.narrower}
     found: list[Factors] = []
     for point, length in enumerate(table.lengths):
         ms = float(np.median([m.points[point].reference_ms for m in measured]))
@@ -137,16 +139,10 @@ def scaled_table(
         factors = fit_factors(table.predictor_at(length.tokens), networks)
         found.append(factors)
         lengths.append(length.model_copy(update={"reference_ms": ms}))
-        for entry in table.entries:
-            if entry.dims[target.axis] == length.tokens:
-                factor = getattr(factors, entry.op)
-                scaled = Milliseconds(
-                    median=entry.ms.median * factor,
-                    p10=entry.ms.p10 * factor,
-                    p90=entry.ms.p90 * factor,
-                )
-                share = {"ratio_to_reference": scaled.median / ms}
-                entries.append(entry.model_copy(update=share | {"ms": scaled}))
+        at = (target.axis, length.tokens)
+        entries += _scaled_entries(table.entries, at, factors, ms)
+        for part in table.narrower:
+            narrower[part.hidden] += _scaled_entries(part.entries, at, factors, ms)
     origin = Adaptation(
         device=table.device,
         target=table.target,
@@ -166,11 +162,31 @@ def scaled_table(
         ),
         "lengths": tuple(lengths),
         "entries": tuple(entries),
+        "narrower": tuple(Narrower(hidden=h, entries=tuple(e)) for h, e in narrower.items()),
         "adapted_from": origin,
         "validation": None,
     }
     changed["reference_ms"] = stated_reference(lengths, target)
     return LatencyTable(**(dict(table) | changed))
+
+
+def _scaled_entries(
+    entries: Sequence[Entry], at: tuple[str, int], factors: Factors, reference_ms: float
+) -> list[Entry]:
+    """Those of the entries at one length, with the costs here."""
+    axis, tokens = at
+    found = []
+    for entry in entries:
+        if entry.dims[axis] == tokens:
+            factor = getattr(factors, entry.op)
+            scaled = Milliseconds(
+                median=entry.ms.median * factor,
+                p10=entry.ms.p10 * factor,
+                p90=entry.ms.p90 * factor,
+            )
+            share = {"ratio_to_reference": scaled.median / reference_ms}
+            found.append(entry.model_copy(update=share | {"ms": scaled}))
+    return found
 
 
 def fit_factors(there: LatencyPredictor, networks: Mapping[Subnetwork, float]) -> Factors:

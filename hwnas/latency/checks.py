@@ -97,8 +97,17 @@ def _of_validation(record: Validation, model: ModelSizes) -> str | None:
         return f"validation.n: {record.n}, there are {len(record.rows)} rows"
     for number, row in enumerate(record.rows):
         where = f"validation.rows.{number}.genome"
-        if len(row.genome) != len(model.heads) or any(len(block) != 2 for block in row.genome):
-            return f"{where}: expected [heads, ffn] for each of {len(model.heads)} blocks"
+        blocks = row.genome[: len(model.heads)]
+        residual = row.genome[len(model.heads) :]
+        if (
+            len(blocks) != len(model.heads)
+            or any(len(block) != 2 for block in blocks)
+            or (residual and [len(entry) for entry in residual] != [1])
+        ):
+            return (
+                f"{where}: expected [heads, ffn] for each of {len(model.heads)} blocks, and "
+                "[hidden] at the end at most"
+            )
     predicted = np.array([row.predicted_ms for row in record.rows])
     measured = np.array([row.measured_ms for row in record.rows])
     mape = float(100 * np.mean(np.abs(predicted / measured - 1)))

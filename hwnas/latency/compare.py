@@ -15,7 +15,14 @@ import numpy as np
 
 from hwnas.errors import UserError
 from hwnas.latency.plan import whole_networks
-from hwnas.latency.table import AtLength, Entry, LatencyTable, Milliseconds, stated_reference
+from hwnas.latency.table import (
+    AtLength,
+    Entry,
+    LatencyTable,
+    Milliseconds,
+    Narrower,
+    stated_reference,
+)
 from hwnas.latency.target import Length, Target
 from hwnas.subnetwork import genomes
 
@@ -127,6 +134,17 @@ def merge(tables: Sequence[LatencyTable]) -> LatencyTable:
     }
     target = _with_lengths(Target.parse(first.target), shares)
     lengths = tuple(_joined_length(of, tokens, shares[tokens]) for tokens, of in parts.items())
+
+    def entries_at(hidden: int) -> tuple[Entry, ...]:
+        """Joined, at this residual width."""
+        return tuple(
+            entry
+            for (tokens, of), length in zip(parts.items(), lengths, strict=True)
+            for entry in _joined_entries(
+                [t.at_hidden(hidden) for t in of], tokens, target.axis, length.reference_ms
+            )
+        )
+
     joined = first.model_copy(
         update={
             "target": str(target),
@@ -141,10 +159,10 @@ def merge(tables: Sequence[LatencyTable]) -> LatencyTable:
                 }
             ),
             "lengths": lengths,
-            "entries": tuple(
-                entry
-                for (tokens, of), length in zip(parts.items(), lengths, strict=True)
-                for entry in _joined_entries(of, tokens, target.axis, length.reference_ms)
+            "entries": entries_at(0),
+            "narrower": tuple(
+                Narrower(hidden=part.hidden, entries=entries_at(part.hidden))
+                for part in first.narrower
             ),
             "interval_90": max(
                 (t.interval_90 for t in tables if t.interval_90 is not None), default=None
@@ -166,6 +184,12 @@ def _check_alike(first: LatencyTable, table: LatencyTable, number: int) -> None:
                 f"merge: table {number} is of another {what} than the first: {theirs}; "
                 "compare them, or adapt one"
             )
+    widths = [sorted(part.hidden for part in t.narrower) for t in (first, table)]
+    if widths[0] != widths[1]:
+        raise UserError(
+            f"merge: table {number} has narrower residual widths {widths[1]}, the first "
+            f"{widths[0]}; profile both with the same --hidden"
+        )
     sides = [replace(Target.parse(t.target), mix=(), seq=1, cache=1) for t in (first, table)]
     if sides[0] != sides[1]:
         raise UserError(

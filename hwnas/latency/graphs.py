@@ -12,11 +12,12 @@ converters drop an addition of zeros and a multiplication by ones, which would f
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy import find_shape
-from hwnas.anatomy.dense import new_dense
+from hwnas.anatomy.dense import dense_config, new_dense
 from hwnas.anatomy.modules import blocks as blocks_of
 from hwnas.latency.measure import Inference
 from hwnas.latency.onnx_graphs import OnnxTemplate
@@ -60,10 +61,17 @@ def builder(config: PretrainedConfig, target: Target) -> Builder:
             return [torch_inferences(model, target, vocab) for model in models]
 
         return torch_models
-    found = template(config, target)
+    shape = find_shape(config)
+    widths = list(zip(shape.heads, shape.ffn, strict=True))
+
+    @cache
+    def of_width(hidden: int) -> Any:
+        return template(dense_config(config, widths, hidden) if hidden else config, target)
+
+    of_width(0)  # what cannot be exported is told before anything is measured
 
     def graphs(subnetwork: Subnetwork, compilations: int) -> list[list[Inference]]:
-        graph = found.resized(subnetwork)
+        graph = of_width(subnetwork.hidden).resized(subnetwork)
         if target.runtime == "onnxruntime":
             packed = graph.SerializeToString()
             return [onnx_inferences(packed, target, vocab) for _ in range(compilations)]

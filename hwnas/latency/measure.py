@@ -9,6 +9,11 @@ that the process used is what it takes when it has its processor to itself. Wher
 that is steadier than wall time by a factor of ten; on a quiet machine the two are equal. With more
 threads, or a GPU, the waiting of one for another is part of the latency, and wall time is taken.
 
+A server runs one network again and again, with its weights in the caches; a network that takes
+turns with another finds them gone. On a processor with a large shared cache the first run after
+another network took 1.4 times as long as the sixth. So every sample begins with runs that are not
+timed: eight, or as many as take 60 ms; slow networks are bound by computing, and need fewer.
+
 A percentile is of single inferences, slow ones and all, so for it inferences are timed one by one
 by wall time, and each is set beside the references around it like the ratios.
 
@@ -37,6 +42,9 @@ PAIRS = 15
 _BURST_MS = 2.0  # shorter inferences are repeated until a sample takes as long, far above the timer
 _WARM_RUNS = (3, 20)  # at least, at most; the reference, which ran before, once at least
 _STEADY = 0.1  # warm when a run differs from the fastest so far by less
+_SETTLE_RUNS = 8  # before a sample, at most
+_SETTLE_MS = 60.0  # likewise; one run at least
+_FEWEST = 3  # pairs that are timed however long they take
 _P95_PAIRS = 4  # times as many pairs for a percentile as for a median
 
 
@@ -68,10 +76,12 @@ def time_pairs(
     pairs: int = PAIRS,
     clock: Clock = time.perf_counter,
     bursts: bool = True,
+    seconds: float = math.inf,
 ) -> Paired:
     """Time `candidate` between runs of `reference`, `pairs` times.
 
     Args:
+        pairs: at most; fewer, but three at least, where `seconds` are over before.
         clock: `clock_of(target)`; by default wall time.
         bursts: whether a sample may be the mean of several short inferences.
 
@@ -80,21 +90,23 @@ def time_pairs(
     """
     if pairs < 1:
         raise ValueError(f"pairs={pairs}: at least one is needed")
-    repeats, reference_repeats = (
-        _burst(took) if bursts else 1
+    how, how_reference = (
+        _Sampling.of(took, bursts)
         for took in (_warm_up(candidate, clock), _warm_up(reference, clock, at_least=1))
     )
-    mine, others = [], [_sample(reference, reference_repeats, clock)]
-    for _ in range(pairs):
-        mine.append(_sample(candidate, repeats, clock))
-        others.append(_sample(reference, reference_repeats, clock))
+    end = time.perf_counter() + seconds
+    mine, others = [], [_sample(reference, how_reference, clock)]
+    while len(mine) < pairs and (len(mine) < _FEWEST or time.perf_counter() < end):
+        mine.append(_sample(candidate, how, clock))
+        others.append(_sample(reference, how_reference, clock))
     times, references = np.array(mine), np.array(others)
     ratios = 2 * times / (references[:-1] + references[1:])
     low, ratio, high = np.percentile(ratios, (25, 50, 75))
     p10, median, p90 = np.percentile(times, (10, 50, 90))
     reference_ms = float(np.median(references))
     # a reference beside its neighbours, as the candidate is
-    alone = references[1:-1] / ((references[:-2] + references[2:]) / 2) if pairs > 1 else np.ones(1)
+    neighbours = (references[:-2] + references[2:]) / 2
+    alone = references[1:-1] / neighbours if len(mine) > 1 else np.ones(1)
     return Paired(
         ratio=float(ratio),
         ratio_spread=float(high - low) / 2,
@@ -102,14 +114,18 @@ def time_pairs(
         p10_ms=float(p10),
         p90_ms=float(p90),
         reference_ms=reference_ms,
-        samples=pairs,
+        samples=len(mine),
         times=tuple(float(x) for x in ratios * reference_ms),
         reference_times=tuple(float(x) for x in alone * reference_ms),
     )
 
 
 def time_at_lengths(
-    candidate: Sequence[Inference], reference: Sequence[Inference], target: Target, pairs: int
+    candidate: Sequence[Inference],
+    reference: Sequence[Inference],
+    target: Target,
+    pairs: int,
+    seconds: float = math.inf,
 ) -> tuple[Paired, ...]:
     """`time_pairs` at each of the target's lengths, with the clock that is right for it.
 
@@ -117,6 +133,7 @@ def time_at_lengths(
         candidate: an inference for each of `target.points`.
         reference: likewise.
         pairs: at each length; where the statistic is a percentile, four times as many.
+        seconds: at each length, see `time_pairs`; of a median only.
     """
     single = target.statistic != "median"
     return tuple(
@@ -126,6 +143,7 @@ def time_at_lengths(
             pairs=pairs * _P95_PAIRS if single else pairs,
             clock=clock_of(target),
             bursts=not single,
+            seconds=math.inf if single else seconds,
         )
         for mine, other in zip(candidate, reference, strict=True)
     )
@@ -179,24 +197,24 @@ class Turns:
     """One inference that is each of several in turn; all are run once when it is made.
 
     Where in memory a compiled network happens to lie makes it faster or slower by a few per cent,
-    for as long as it lives. A network that matters is compiled several times, and they take turns.
+    for as long as it lives. A network that matters is compiled several times, and they take turns:
+    each time the inference is prepared, for a sample of several runs, it is the next one's turn.
     """
 
     def __init__(self, inferences: Sequence[Inference]) -> None:
         self._inferences = list(inferences)
-        self._next = 0
-        self.prepare()
+        self._turn = 0
         for infer in self._inferences:
+            prepare(infer)
             infer()
 
     def __call__(self) -> object:
-        self._next = (self._next + 1) % len(self._inferences)
-        return self._inferences[self._next]()
+        return self._inferences[self._turn]()
 
     def prepare(self) -> None:
-        """Prepare each of them, see `prepare`."""
-        for infer in self._inferences:
-            prepare(infer)
+        """Go on to the next one, and prepare it, see `prepare`."""
+        self._turn = (self._turn + 1) % len(self._inferences)
+        prepare(self._inferences[self._turn])
 
 
 def prepare(inference: Inference) -> None:
@@ -271,7 +289,7 @@ def _warm_up(inference: Inference, clock: Clock, at_least: int = _WARM_RUNS[0]) 
     at_most = _WARM_RUNS[1]
     fastest = math.inf
     for run in range(1, at_most + 1):
-        took = _sample(inference, 1, clock)
+        took = _sample(inference, _Sampling(), clock)
         steady = abs(took - fastest) <= _STEADY * fastest
         fastest = min(fastest, took)
         if run >= at_least and steady:
@@ -284,9 +302,30 @@ def _burst(ms: float) -> int:
     return max(1, math.ceil(_BURST_MS / max(ms, 1e-3)))
 
 
-def _sample(inference: Inference, repeats: int, clock: Clock) -> float:
-    """Milliseconds of one inference, mean over a burst of `repeats`."""
+@dataclass(frozen=True)
+class _Sampling:
+    """How an inference is sampled: so many runs untimed, then the mean of so many."""
+
+    settling: int = 0
+    repeats: int = 1
+
+    @classmethod
+    def of(cls, ms: float, bursts: bool) -> _Sampling:
+        """For an inference that takes so long."""
+        settling = round(_SETTLE_MS / max(ms, 1e-3))
+        return cls(min(max(1, settling), _SETTLE_RUNS), _burst(ms) if bursts else 1)
+
+
+def _sample(inference: Inference, how: _Sampling, clock: Clock) -> float:
+    """Milliseconds of one inference."""
     prepare(inference)
+    for _ in range(how.settling):
+        inference()
+    return _timed(inference, how.repeats, clock)
+
+
+def _timed(inference: Inference, repeats: int, clock: Clock) -> float:
+    """Milliseconds of one of so many runs."""
     start = clock()
     for _ in range(repeats):
         inference()

@@ -35,9 +35,17 @@ class Plan:
     ffn: tuple[int, ...]
     mixed: tuple[Subnetwork, ...]
     unseen: tuple[Subnetwork, ...]  # to check the table on
+    hidden: int = 0  # residual width of all of them; 0: the model's own
 
     @classmethod
-    def of(cls, shape: Shape, unseen: int = 0, seed: int = 0, phase: str = "encode") -> Plan:
+    def of(
+        cls,
+        shape: Shape,
+        unseen: int = 0,
+        seed: int = 0,
+        phase: str = "encode",
+        hidden: int = 0,
+    ) -> Plan:
         """The plan for a model of this shape, to be checked on up to so many networks.
 
         Decoding is bound by the weights that it reads. A short stack has few beside its output
@@ -46,6 +54,7 @@ class Plan:
         Args:
             seed: chooses these.
             phase: of the target.
+            hidden: residual width of the networks; 0: the model's own.
         """
         from hwnas.space import SearchSpace
 
@@ -54,16 +63,18 @@ class Plan:
         half = max(2, shape.depth // 2)
         depth = min(shape.depth, half if phase == "decode" else min(4, half))
         plan = cls(
-            full=Subnetwork.full(shape),
+            full=Subnetwork.full(shape).narrowed(hidden),
             depth=depth,
             beside=shape.depth if phase == "decode" else depth,
             heads=widest.heads,
             ffn=widest.ffn,
-            mixed=tuple(whole_networks(shape, MIXED, _MIXED_SEED)),
+            mixed=tuple(s.narrowed(hidden) for s in whole_networks(shape, MIXED, _MIXED_SEED)),
             unseen=(),
+            hidden=hidden,
         )
         seen = {plan.full, *plan.mixed, *plan.stacks()}
-        found = [s for s in whole_networks(shape, unseen + len(seen), seed) if s not in seen]
+        others = (s.narrowed(hidden) for s in whole_networks(shape, unseen + len(seen), seed))
+        found = [s for s in others if s not in seen]
         return cls(**(vars(plan) | {"unseen": tuple(found[:unseen])}))
 
     @property
@@ -88,7 +99,8 @@ class Plan:
     def stack(self, block: Block, depth: int | None = None) -> Subnetwork:
         """So many blocks alike, the others left out."""
         kept = self.depth if depth is None else depth
-        return Subnetwork((block,) * kept + (DROPPED,) * (len(self.full.blocks) - kept))
+        dropped = (DROPPED,) * (len(self.full.blocks) - kept)
+        return Subnetwork((block,) * kept + dropped, self.hidden)
 
     def stacks(self) -> list[Subnetwork]:
         """The stacks that are measured in any case: both ends and the middle, and two depths."""
@@ -121,6 +133,7 @@ class Plan:
             ffn=tuple(stored["ffn"]),
             mixed=tuple(Subnetwork.of(genome) for genome in stored["mixed"]),
             unseen=tuple(Subnetwork.of(genome) for genome in stored["unseen"]),
+            hidden=stored["hidden"],
         )
 
 

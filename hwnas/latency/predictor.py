@@ -8,11 +8,12 @@ costs are interpolated, and no wider operator is ever predicted to be cheaper.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hwnas.errors import UserError
 from hwnas.subnetwork import Block, Subnetwork
 
 if TYPE_CHECKING:
@@ -54,19 +55,42 @@ class LatencyPredictor:
     attention: Curve  # over heads
     ffn: Curve  # over neurons
     baseline_ms: float  # measured latency of the full model
+    # residual width -> the predictor of subnetworks that have it
+    narrower: Mapping[int, LatencyPredictor] = field(default_factory=dict)
+
+    def at_hidden(self, hidden: int) -> LatencyPredictor:
+        """The predictor of subnetworks of this residual width; 0: the model's own.
+
+        Raises:
+            UserError: it was not measured.
+        """
+        if not hidden:
+            return self
+        if hidden not in self.narrower:
+            known = ", ".join(map(str, self.narrower)) or "none"
+            raise UserError(
+                f"latency table: has no costs at residual width {hidden}; narrower ones that it "
+                f"has: {known}; measure it with hwnas profile --hidden {hidden}"
+            )
+        return self.narrower[hidden]
 
     def block_ms(self, block: Block) -> float:
-        """The cost of one block; 0 if it is left out."""
+        """The cost of one block at the model's own residual width; 0 if it is left out."""
         if not block.present:
             return 0.0
         return float(self.attention.at(block.heads) + self.ffn.at(block.ffn))
 
     def predict(self, subnetwork: Subnetwork) -> float:
-        """The latency of one subnetwork."""
-        return self.fixed_ms + sum(self.block_ms(block) for block in subnetwork.blocks)
+        """The latency of one subnetwork.
+
+        Raises:
+            UserError: it has a residual width that was not measured.
+        """
+        here = self.at_hidden(subnetwork.hidden)
+        return here.fixed_ms + sum(here.block_ms(block) for block in subnetwork.blocks)
 
     def predict_many(self, genomes: npt.NDArray[np.integer[Any]]) -> Floats:
-        """Latencies `(n,)` of genomes `(n, blocks, 2)`.
+        """Latencies `(n,)` of genomes `(n, blocks, 2)`, at the model's own residual width.
 
         Widths are looked up in the cost of every whole number up to the widest, which for a
         million networks is many times quicker than to interpolate each.
@@ -94,6 +118,7 @@ class LatencyPredictor:
             fixed_ms=self.fixed_ms * factor,
             attention=replace(self.attention, ms=self.attention.ms * factor),
             ffn=replace(self.ffn, ms=self.ffn.ms * factor),
+            narrower={width: p.scaled(factor) for width, p in self.narrower.items()},
         )
 
 
@@ -115,4 +140,8 @@ def weighted(predictors: Sequence[LatencyPredictor], shares: Sequence[float]) ->
         attention=mean([p.attention for p in predictors]),
         ffn=mean([p.ffn for p in predictors]),
         baseline_ms=float(np.dot(shares, [p.baseline_ms for p in predictors])),
+        narrower={
+            width: weighted([p.narrower[width] for p in predictors], shares)
+            for width in predictors[0].narrower
+        },
     )

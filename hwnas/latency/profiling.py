@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hwnas.anatomy import Shape, find_shape
+from hwnas.anatomy.dense import check_hidden
 from hwnas.errors import UserError
 from hwnas.latency.fit import Costs, Fit, fit, interval_90
 from hwnas.latency.graphs import builder
@@ -31,6 +32,7 @@ from hwnas.latency.table import (
     Machine,
     Milliseconds,
     ModelSizes,
+    Narrower,
     Operator,
     Protocol,
     stated_reference,
@@ -55,6 +57,7 @@ def profile(
     validate: int = 0,
     seed: int = 0,
     minutes: float | None = None,
+    hidden: Sequence[int] = (),
 ) -> LatencyTable:
     """Measure the operators of a model of such sizes on the target.
 
@@ -65,28 +68,45 @@ def profile(
         seed: chooses these.
         minutes: of measuring at most, if the least that is needed takes no longer; exports and
             the check are not counted. By default as long as there is something to be gained.
+        hidden: narrower residual widths to measure as well, each for as long.
 
     Raises:
-        UserError: the model is unknown, its family has no such phase, or the target is too long
-            for it or not to be had on this machine.
+        UserError: the model is unknown, its family has no such phase or residual width, or the
+            target is too long for it or not to be had on this machine.
     """
     target = Target.parse(target) if isinstance(target, str) else target
     config = config_of(model)
     shape = find_shape(config)
     check_phase(shape, target)
     machine = Machine.here(target)
+    for width in hidden:
+        check_hidden(width, config, "profile")
     plan = Plan.of(shape, validate, seed, target.phase)
     build = builder(config, target)
     session = run(plan, build, target, bar, minutes)
-    return table_of(session, plan, shape, target, machine)
+    narrower = []
+    for width in sorted(set(hidden)):
+        narrow = Plan.of(shape, validate, seed, target.phase, width)
+        narrower.append((narrow, run(narrow, build, target, bar, minutes, plan.reference)))
+    return table_of(session, plan, shape, target, machine, narrower)
 
 
 def table_of(
-    session: Session, plan: Plan, shape: Shape, target: Target, machine: Machine
+    session: Session,
+    plan: Plan,
+    shape: Shape,
+    target: Target,
+    machine: Machine,
+    narrower: Sequence[tuple[Plan, Session]] = (),
 ) -> LatencyTable:
-    """The table of a session's measurements, made here or brought back by a kit."""
+    """The table of a session's measurements, made here or brought back by a kit.
+
+    Args:
+        narrower: the same of narrower residual widths, beside the same reference.
+    """
     fitted = session.fitted
     found = fit(plan, fitted)
+    others = [(narrow, part, fit(narrow, part.fitted)) for narrow, part in narrower]
     points = range(len(target.points))
     reference, middle = plan.reference.depth, plan.middle
     full = next(m for m in fitted if m.subnetwork == plan.full)
@@ -104,6 +124,9 @@ def table_of(
         )
         for i, length in enumerate(target.lengths)
     )
+    fits = [(plan, found), *((narrow, fitted_to) for narrow, _, fitted_to in others)]
+    each = [_interval(of, fitted_to, beside, target) for of, fitted_to in fits]
+    intervals = [interval for interval in each if interval is not None]
     spreads = [p.ratio_spread / p.ratio for m in fitted for p in m.points]
     table = LatencyTable(
         model=ModelSizes.of(shape),
@@ -112,26 +135,30 @@ def table_of(
         versions=machine.versions,
         protocol=Protocol(
             pairs=PAIRS_EACH,
-            networks=len(fitted),
+            networks=len(fitted) + sum(len(part.fitted) for _, part in narrower),
             clock="process" if clock_of(target) is time.process_time else "wall",
             reference=(
                 f"{reference} blocks of {middle.heads} heads and FFN {middle.ffn} with random "
                 "weights, several compilations in turns"
             ),
             spread=float(np.median(spreads)),
-            seconds=round(session.seconds, 1),
+            seconds=round(session.seconds + sum(part.seconds for _, part in narrower), 1),
             warnings=machine.warnings,
         ),
         reference_ms=stated_reference(lengths, target),
         lengths=lengths,
-        entries=tuple(
-            entry
-            for i, length in enumerate(lengths)
-            for entry in _entries(found.costs[i], fitted, i, length, beside[i], target)
+        entries=_all_entries(found, fitted, lengths, beside, target),
+        narrower=tuple(
+            Narrower(
+                hidden=narrow.hidden,
+                entries=_all_entries(fitted_to, part.fitted, lengths, beside, target),
+            )
+            for narrow, part, fitted_to in others
         ),
-        interval_90=_interval(plan, found, beside, target),
+        interval_90=max(intervals, default=None),
     )
-    return validated(table, plan, session.unseen, beside)
+    unseen = [*session.unseen, *(pair for _, part in narrower for pair in part.unseen)]
+    return validated(table, plan, unseen, beside)
 
 
 def check_phase(shape: Shape, target: Target) -> None:
@@ -175,6 +202,21 @@ def _quantiles(fitted: Sequence[Measurement], point: int) -> dict[str, float]:
     times = [np.array(m.points[point].times) for m in fitted]
     relative = [list(t / np.median(t)) for t in times]
     return {str(q): quantile(relative, [1.0] * len(relative), q) for q in _QUANTILES}
+
+
+def _all_entries(
+    found: Fit,
+    fitted: Sequence[Measurement],
+    lengths: Sequence[AtLength],
+    beside: Sequence[float],
+    target: Target,
+) -> tuple[Entry, ...]:
+    """The costs at every length."""
+    return tuple(
+        entry
+        for i, length in enumerate(lengths)
+        for entry in _entries(found.costs[i], fitted, i, length, beside[i], target)
+    )
 
 
 def _entries(

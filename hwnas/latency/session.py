@@ -31,7 +31,9 @@ Advance = Callable[[float], object]
 # shows how far something of so many networks is, until it is left
 Bar = Callable[[str, float], AbstractContextManager[Advance]]
 
-PAIRS_EACH = 6  # of each measurement
+PAIRS_EACH = 6  # of each measurement, if they take no longer than so many seconds
+SECONDS_EACH = 1.0
+CHECK_SECONDS = 2.0  # likewise of each network that the table is checked on
 STACK_COMPILATIONS = 2
 COMPILATIONS = 3  # of each whole network, and of the reference
 _BEND = 0.03  # of a stack's time, by which a width lies off the straight line where it bends
@@ -86,10 +88,20 @@ class Stopwatch:
         self.target = target
         self.reference = self._turns(reference, COMPILATIONS)
 
-    def time(self, subnetwork: Subnetwork, pairs: int, compilations: int = 1) -> Measurement:
-        """Compile the subnetwork anew, so many times, and time it beside the reference."""
+    def time(
+        self,
+        subnetwork: Subnetwork,
+        pairs: int,
+        compilations: int = 1,
+        seconds: float = math.inf,
+    ) -> Measurement:
+        """Compile the subnetwork anew, so many times, and time it beside the reference.
+
+        Args:
+            seconds: at each length at most, if three pairs take no longer.
+        """
         candidate = self._turns(subnetwork, compilations)
-        points = time_at_lengths(candidate, self.reference, self.target, pairs)
+        points = time_at_lengths(candidate, self.reference, self.target, pairs, seconds)
         return Measurement(subnetwork, compilations, points)
 
     def _turns(self, subnetwork: Subnetwork, compilations: int) -> list[Turns]:
@@ -98,16 +110,22 @@ class Stopwatch:
 
 
 def run(
-    plan: Plan, build: Builder, target: Target, bar: Bar, minutes: float | None = None
+    plan: Plan,
+    build: Builder,
+    target: Target,
+    bar: Bar,
+    minutes: float | None = None,
+    reference: Subnetwork | None = None,
 ) -> Session:
     """All of a device's measuring: the plan's networks, then those to check the costs on.
 
     Args:
         bar: shows the progress of each of the two.
         minutes: of measuring at most, see `measure`; the check is not counted.
+        reference: what is timed beside; by default the plan's own.
     """
     with pinned(target.threads):
-        stopwatch = Stopwatch(build, target, plan.reference)
+        stopwatch = Stopwatch(build, target, reference or plan.reference)
         begin = time.perf_counter()
         with bar("profile the device", most_networks(plan)) as advance:
             limit = math.inf if minutes is None else 60 * minutes
@@ -140,7 +158,7 @@ def measure(
     def take(subnetwork: Subnetwork) -> None:
         nonlocal left
         compilations = COMPILATIONS if subnetwork in plan.whole else STACK_COMPILATIONS
-        found.append(stopwatch.time(subnetwork, PAIRS_EACH, compilations))
+        found.append(stopwatch.time(subnetwork, PAIRS_EACH, compilations, SECONDS_EACH))
         left -= compilations
         advance(compilations)
 
@@ -169,7 +187,7 @@ def check(
     turns: list[dict[Subnetwork, Measurement]] = [{}, {}]
     for turn, order in zip(turns, (plan.unseen, plan.unseen[::-1]), strict=True):
         for subnetwork in order:
-            turn[subnetwork] = stopwatch.time(subnetwork, PAIRS, COMPILATIONS)
+            turn[subnetwork] = stopwatch.time(subnetwork, PAIRS, COMPILATIONS, CHECK_SECONDS)
             advance(1)
     return [(turns[0][s], turns[1][s]) for s in plan.unseen]
 
@@ -180,7 +198,7 @@ def _far_off(found: Sequence[Measurement]) -> list[Measurement]:
     Something else may have run meanwhile. What the line itself misses is seldom as much.
     """
     rows = np.array(
-        [[1, m.subnetwork.depth, *np.sum(m.subnetwork.genome, axis=0)] for m in found], dtype=float
+        [[1, m.subnetwork.depth, *np.sum(m.subnetwork.blocks, axis=0)] for m in found], dtype=float
     )
     worst = np.zeros(len(found))
     for ratios in np.array([[p.ratio for p in m.points] for m in found]).T:
@@ -195,7 +213,8 @@ def _again(stopwatch: Stopwatch, doubtful: Measurement) -> list[Measurement]:
     """The network timed again, and a third time if the two disagree: two of three then agree."""
     more: list[Measurement] = []
     for _ in range(2):
-        more.append(stopwatch.time(doubtful.subnetwork, PAIRS_EACH, doubtful.compilations))
+        again = (doubtful.subnetwork, PAIRS_EACH, doubtful.compilations, SECONDS_EACH)
+        more.append(stopwatch.time(*again))
         pairs = zip(doubtful.points, more[0].points, strict=True)
         if all(abs(a.ratio / b.ratio - 1) < _AGREE for a, b in pairs):
             break

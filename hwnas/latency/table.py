@@ -160,6 +160,13 @@ class Entry(Part):
     samples: NonNegativeInt  # timed inferences of the networks in which a block has this width
 
 
+class Narrower(Part):
+    """The costs where the model's residual stream is narrower than its own."""
+
+    hidden: PositiveInt
+    entries: tuple[Entry, ...]
+
+
 class ValidationRow(Part):
     """One whole subnetwork that the table had not seen."""
 
@@ -208,6 +215,7 @@ class LatencyTable(Part):
     reference_ms: PositiveFloat  # latency of the full model, as the target states latency
     lengths: tuple[AtLength, ...]
     entries: tuple[Entry, ...]
+    narrower: tuple[Narrower, ...] = ()
     # nine of ten measurements are expected within this share of the predicted latency
     interval_90: NonNegativeFloat | None = None
     adapted_from: Adaptation | None = None
@@ -245,23 +253,52 @@ class LatencyTable(Part):
                 raise ValueError(
                     f"lengths.{number}.share: {share:g}, the target says {length.share:g}"
                 )
+        self._check_entries(target)
+        widths = [part.hidden for part in self.narrower]
+        for number, width in enumerate(widths):
+            if width >= self.model.hidden or width in widths[:number]:
+                why = f"{width}, the model has {self.model.hidden}"
+                why = f"{width} is given twice" if width in widths[:number] else why
+                raise ValueError(f"narrower.{number}.hidden: {why}")
+            try:
+                self.at_hidden(width)._check_entries(target)
+            except ValueError as error:
+                raise ValueError(f"narrower.{number}.{error}") from None
+        return self
+
+    def at_hidden(self, hidden: int) -> LatencyTable:
+        """The table of a narrower residual stream alone; 0: of the model's own.
+
+        Raises:
+            UserError: it was not measured.
+        """
+        if not hidden:
+            return self.model_copy(update={"narrower": ()})
+        for part in self.narrower:
+            if part.hidden == hidden:
+                alone = {"entries": part.entries, "narrower": (), "validation": None}
+                return self.model_copy(update=alone)
+        self.predictor().at_hidden(hidden)  # says which there are
+        raise AssertionError
+
+    def _check_entries(self, target: Target) -> None:
+        """Raise `ValueError` unless the entries are whole and contradict nothing."""
         for number, entry in enumerate(self.entries):
             wanted = [*_WIDTH[entry.op], target.axis]
             if sorted(entry.dims) != sorted(wanted):
                 raise ValueError(
                     f"entries.{number}.dims: {entry.op} with {entry.dims}, expected {wanted}"
                 )
-            if entry.dims[target.axis] not in {tokens for tokens, _ in stated}:
+            if entry.dims[target.axis] not in {length.tokens for length in self.lengths}:
                 raise ValueError(
                     f"entries.{number}.dims.{target.axis}: {entry.dims[target.axis]}, which is "
                     "none of lengths"
                 )
-        for tokens, _ in stated:
-            self._complete_at(tokens, target.axis)
+        for length in self.lengths:
+            self._complete_at(length.tokens, target.axis)
         wrong = contradiction(self)
         if wrong is not None:
             raise ValueError(wrong)
-        return self
 
     def _complete_at(self, tokens: int, axis: str) -> None:
         here = [entry for entry in self.entries if entry.dims[axis] == tokens]
@@ -341,6 +378,7 @@ class LatencyTable(Part):
                     f"subnetwork {subnetwork}: block {number} has {block.heads} heads and FFN "
                     f"{block.ffn}, the table's model at most {most[0]} and {most[1]}"
                 )
+        self.predictor().at_hidden(subnetwork.hidden)
 
     def check_target(self, target: Target) -> None:
         """Raise `UserError` unless the table is of this target."""
@@ -401,6 +439,10 @@ class LatencyTable(Part):
             attention=curve("attention", "heads"),
             ffn=curve("ffn", "width"),
             baseline_ms=reference.reference_ms,
+            narrower={
+                part.hidden: self.at_hidden(part.hidden).predictor_at(tokens)
+                for part in self.narrower
+            },
         )
 
 

@@ -41,7 +41,7 @@ def validate_table(
     shape = find_shape(config)
     table.check_model(shape)
     table.check_target(target)
-    plan = Plan.of(shape, n, seed, target.phase)
+    plan = Plan.of(shape, n, seed, target.phase)  # of the model's own residual width
     build = builder(config, target)
     with pinned(target.threads), bar("check the table", 2 * len(plan.unseen)) as advance:
         stopwatch = Stopwatch(build, target, plan.full)

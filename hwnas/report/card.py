@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from hwnas.report import text
+from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Chosen, Summary
 
 TEMPLATE = "card.md.j2"
@@ -46,7 +47,10 @@ def card(summary: Summary, chosen: Chosen) -> str:
         metric=text.metric_name(summary.metric),
         score=lambda value: text.metric_value(summary.metric, value),
         structure=text.structure(chosen.genome),
-        blocks=[(i, heads, ffn) for i, (heads, ffn) in enumerate(chosen.genome)],
+        blocks=[
+            (i, block.heads, block.ffn)
+            for i, block in enumerate(Subnetwork.of(chosen.genome).blocks)
+        ],
     )
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hwnas.report.text import metric_name
+from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Chosen, Finalist, Summary
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def layers(chosen: Sequence[Chosen], full: Sequence[tuple[int, int]]) -> str:
             for part, (axes, name, colour) in enumerate(
                 ((row[0], "attention heads", HEADS), (row[1], "FFN neurons", FFN))
             ):
-                widths = [block[part] for block in c.genome]
+                widths = [block[part] for block in Subnetwork.of(c.genome).blocks]
                 limits = [block[part] for block in full[: len(widths)]]
                 _block_bars(axes, widths, limits, colour)
                 axes.set_title(f"{_short(c.budget, 24)}: {name}")

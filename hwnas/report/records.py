@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hwnas.errors import UserError
 from hwnas.files import read_model, validate
 from hwnas.space import SearchSpace
+from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Finalist, Record, Summary
 
 if TYPE_CHECKING:
@@ -100,13 +101,14 @@ def _full_widths(
 ) -> tuple[tuple[int, int], ...]:
     """The largest heads and FFN of each block: of the space, or of all that was looked at."""
     genomes = [c.genome for c in summary.chosen] + [c.genome for c in candidates]
+    found = [Subnetwork.of(genome).blocks for genome in genomes]
     if space is not None:
-        genomes.append(space.largest.genome)
-    depth = max((len(genome) for genome in genomes), default=0)
+        found.append(space.largest.blocks)
+    depth = max((len(blocks) for blocks in found), default=0)
     return tuple(
         (
-            max(genome[i][0] for genome in genomes if i < len(genome)),
-            max(genome[i][1] for genome in genomes if i < len(genome)),
+            max(blocks[i].heads for blocks in found if i < len(blocks)),
+            max(blocks[i].ffn for blocks in found if i < len(blocks)),
         )
         for i in range(depth)
     )

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hwnas.latency.target import Target
+from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Chosen, Compute, Summary
 
 if TYPE_CHECKING:
@@ -67,12 +68,14 @@ def duration(seconds: float) -> str:
 
 
 def structure(genome: list[list[int]]) -> str:
-    """`5 of 6 blocks, 4-9 heads, FFN 480-864`."""
-    kept = [(heads, ffn) for heads, ffn in genome if heads > 0]
-    if not kept:
-        return f"0 of {len(genome)} blocks"
-    heads, ffn = zip(*kept, strict=True)
-    return f"{len(kept)} of {len(genome)} blocks, {_span(heads)} heads, FFN {_span(ffn)}"
+    """`5 of 6 blocks, 4-9 heads, FFN 480-864`; and `, residual width 288` if it is narrower."""
+    subnetwork = Subnetwork.of(genome)
+    blocks = f"{subnetwork.depth} of {len(subnetwork.blocks)} blocks"
+    if not subnetwork.kept:
+        return blocks
+    heads, ffn = zip(*(block for _, block in subnetwork.kept), strict=True)
+    residual = f", residual width {subnetwork.hidden}" if subnetwork.hidden else ""
+    return f"{blocks}, {_span(heads)} heads, FFN {_span(ffn)}{residual}"
 
 
 def _span(values: tuple[int, ...]) -> str:

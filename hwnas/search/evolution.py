@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from pymoo.core.repair import Repair
 from pymoo.core.sampling import Sampling
 from pymoo.core.termination import NoTermination
 
+from hwnas.latency.predictor import LatencyPredictor
 from hwnas.search.exact import BlockLoss
 from hwnas.search.fitting import fit
 from hwnas.search.problem import Predictor, Tables, limit
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
     Integers = npt.NDArray[np.int64]
 
-GROUPS = ("widths", "depth")  # all blocks kept or not: only training judges between these two
+# all blocks kept or not, a narrower residual stream: only training judges between these
+GROUPS = ("widths", "depth", "residual")
 
 _TASTE = 0.5  # standard deviation of the logarithm of a newcomer's tastes
 _REACH = 2  # options by which a mutation moves a width, at most
@@ -121,8 +123,42 @@ def evolve(
     return found
 
 
+def evolve_at(
+    hidden: int,
+    space: SearchSpace,
+    loss: BlockLoss,
+    predictor: LatencyPredictor,
+    budget_ms: float,
+    evaluate: Evaluate,
+    *,
+    evaluations: int,
+    seed: int,
+    on_candidate: Callable[[Evaluated], None] = lambda candidate: None,
+) -> list[Evaluated]:
+    """`evolve` among subnetworks of one residual width; 0: the model's own.
+
+    Raises:
+        UserError: the predictor has no costs at that width.
+    """
+
+    def with_width(candidate: Evaluated) -> Evaluated:
+        return replace(candidate, subnetwork=candidate.subnetwork.narrowed(hidden))
+
+    found = evolve(
+        space,
+        loss,
+        predictor.at_hidden(hidden),
+        budget_ms,
+        lambda subnetwork: evaluate(subnetwork.narrowed(hidden)),
+        evaluations=evaluations,
+        seed=seed,
+        on_candidate=lambda candidate: on_candidate(with_width(candidate)),
+    )
+    return [with_width(candidate) for candidate in found]
+
+
 def finalists(evaluated: Sequence[Evaluated], budget_ms: float) -> list[Evaluated]:
-    """The best structure within the budget that keeps all blocks, and the best of the others.
+    """The best within the budget: of all blocks, of fewer, of a narrower residual stream.
 
     The quality signal of untrained structures ranks widths, uniform or not, but not a structure of
     fewer blocks against them (METHODS, last section), so one of each goes on.
@@ -136,6 +172,8 @@ def finalists(evaluated: Sequence[Evaluated], budget_ms: float) -> list[Evaluate
 
 def group_of(subnetwork: Subnetwork) -> str:
     """Which of `GROUPS` a structure competes in."""
+    if subnetwork.hidden:
+        return "residual"
     return "depth" if subnetwork.depth < len(subnetwork.blocks) else "widths"
 
 

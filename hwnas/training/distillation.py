@@ -1,7 +1,7 @@
 """Distillation of what goes on inside a teacher, beside its answers (`Kind.soft_loss`).
 
-- What its blocks put out: hidden states, as in TinyBERT (Jiao et al. 2020, section 3). A student's
-  dimensions are the first of its teacher's, all of them or fewer, so states are compared as they are.
+- What its blocks put out: hidden states, as in TinyBERT (Jiao et al. 2020, section 3). A student
+  has the first of its teacher's dimensions, or all of them, so states are compared as they are.
 - How its last block relates tokens: queries with queries, keys with keys, values with values, as in
   MiniLMv2 (Wang et al. 2021). The columns are divided into relation heads that have nothing to do
   with attention heads, so the student may have fewer of these.

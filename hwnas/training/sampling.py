@@ -95,7 +95,8 @@ class Sandwich:
 
     def _draw(self, rng: random.Random) -> Subnetwork:
         if self.sampling == "independent":
-            return self.space.sample(rng)
+            return self.space.sample(rng).narrowed(self._hidden(rng))
+        hidden = self._hidden(rng)
         wanted = rng.uniform(*self._costs)
         structured = self.sampling == "structured"
         kept = [True] * len(self.space.blocks)
@@ -113,9 +114,13 @@ class Sandwich:
         low, high = 0.0, 1 / (1 - mix)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            too_little = self._cost(pattern.at(self.space, middle)) < wanted
+            too_little = self._cost(pattern.at(self.space, middle).narrowed(hidden)) < wanted
             low, high = (middle, high) if too_little else (low, middle)
-        return pattern.at(self.space, (low + high) / 2)
+        return pattern.at(self.space, (low + high) / 2).narrowed(hidden)
+
+    def _hidden(self, rng: random.Random) -> int:
+        """A residual width: 0, the model's own, as often as each of the others."""
+        return rng.choice((0, *self.space.hidden)) if self.space.hidden else 0
 
     def _fewer(self, rng: random.Random, wanted: float) -> list[bool]:
         """The first so many blocks, at least as many as can cost what is wanted."""

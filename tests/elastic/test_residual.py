@@ -97,8 +97,9 @@ def test_dropout_is_the_whole_models() -> None:
 def test_widths_that_a_model_cannot_have() -> None:
     network = _sorted_network("bert")
     for hidden, words in ((64, "give less"), (18, "the nearest is 16")):
-        with pytest.raises(UserError, match=words), network.as_subnetwork(
-            network.full.narrowed(hidden)
+        with (
+            pytest.raises(UserError, match=words),
+            network.as_subnetwork(network.full.narrowed(hidden)),
         ):
             pass
     assert network.active == network.full

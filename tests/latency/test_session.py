@@ -40,7 +40,9 @@ class Device:
         self.rng = np.random.default_rng(0)
         self.timed: list[Subnetwork] = []
 
-    def time(self, subnetwork: Subnetwork, pairs: int, compilations: int = 1) -> Measurement:
+    def time(
+        self, subnetwork: Subnetwork, pairs: int, compilations: int = 1, seconds: float = math.inf
+    ) -> Measurement:
         self.timed.append(subnetwork)
         ratio = self.cost(subnetwork) / self.cost(PLAN.reference)
         ratio *= self.rng.normal(1, self.noise / math.sqrt(compilations))
