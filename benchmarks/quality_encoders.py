@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,7 +205,7 @@ def main() -> None:
     results = Results("quality_encoders", args.quick, PROTOCOL, args.json)
     for name, seed, way in wanted(args.quick):
         key = {"task": name, "seed": seed, "way": way}
-        results.row(key, lambda k=(name, seed, way): row(*k, args.quick))  # type: ignore[misc]
+        results.row(key, partial(row, name, seed, way, args.quick))
     results.finish(headline(results.rows))
 
 
@@ -217,6 +218,7 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
     main_tasks = [name for name, problem in PROBLEMS.items() if problem.seeds > 1]
     found: dict[str, Any] = {}
     for budget in BUDGETS:
+        means: dict[str, float] = {}
         for way in WAYS:
             by_seed: dict[int, list[float]] = {}
             for r in rows:
@@ -224,11 +226,16 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
                     by_seed.setdefault(r["seed"], []).append(r["budgets"][budget]["kept"])
             whole = [statistics.mean(k) for k in by_seed.values() if len(k) == len(main_tasks)]
             if whole:
-                found[f"{way}_{budget}"] = {
-                    "kept": round(100 * statistics.mean(whole), 2),
+                means[way] = statistics.mean(whole)
+                found[f"{way}_{budget.rstrip('%')}"] = {
+                    "kept": round(100 * means[way], 2),
                     "spread": round(100 * statistics.stdev(whole), 2) if len(whole) > 1 else None,
                     "seeds": len(whole),
                 }
+        if "ours" in means:
+            name = budget.rstrip("%")
+            found[f"kept_{name}"] = round(100 * means["ours"], 2)
+            found[f"rank_{name}"] = sorted(means, key=lambda way: -means[way]).index("ours") + 1
     return found
 
 

@@ -34,6 +34,7 @@ from hwnas.selection import Allowance, select
 from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Block, Subnetwork
+from hwnas.training.trainer import collator, model_columns, questions
 
 _ROWS = 256  # of training data that Taylor importance looks at, as hwnas's does
 _BATCH = 8
@@ -65,16 +66,16 @@ class TaylorPruning:
     def of(cls, inputs: Inputs) -> TaylorPruning:
         """Of the students' starting weights, with gradients of the task's loss."""
         model = load(inputs.path / "baseline" / "start")
-        rows = stages.model_columns(inputs.train)
+        rows = model_columns(inputs.train)
         rows = rows.select(range(min(len(rows), _ROWS)))
-        collate = stages.collator(inputs.tokenizer, rows)
+        collate = collator(inputs.tokenizer, rows)
         model.eval()
         model.zero_grad()
         for at in range(0, len(rows), _BATCH):
             batch = dict(collate([rows[i] for i in range(at, min(at + _BATCH, len(rows)))]))
-            inputs.task.kind.probe(model(**stages.questions(batch)), batch).backward()
+            inputs.task.kind.probe(model(**questions(batch)), batch).backward()
         batch = dict(collate([rows[i] for i in range(2)]))
-        return cls(model, dict(stages.questions(batch)))
+        return cls(model, dict(questions(batch)))
 
     def kept(self, ratio: float) -> Kept:
         """What is left when this share of all heads and of all FFN neurons goes."""
@@ -240,8 +241,8 @@ def int8(run: Path, inputs: Inputs) -> dict[str, Any]:
 
     source, out = run / "baseline" / "openvino", run / "baseline-int8"
     graph = openvino_core().read_model(source / "openvino_model.xml")
-    rows = stages.model_columns(inputs.train).select(range(_ROWS))
-    collate = stages.collator(load_tokenizer(run / "baseline" / "model"), rows)
+    rows = model_columns(inputs.train).select(range(_ROWS))
+    collate = collator(load_tokenizer(run / "baseline" / "model"), rows)
     names = {name for port in graph.inputs for name in port.get_names()}
     calibration = []
     for row in rows:

@@ -95,7 +95,8 @@ def time_pairs(
         for took in (_warm_up(candidate, clock), _warm_up(reference, clock, at_least=1))
     )
     end = time.perf_counter() + seconds
-    mine, others = [], [_sample(reference, how_reference, clock)]
+    mine: list[float] = []
+    others = [_sample(reference, how_reference, clock)]
     while len(mine) < pairs and (len(mine) < _FEWEST or time.perf_counter() < end):
         mine.append(_sample(candidate, how, clock))
         others.append(_sample(reference, how_reference, clock))
