@@ -70,6 +70,7 @@ def render_page(records: RunRecords, rivals: Sequence[Summary] = ()) -> str:
         machine=text.machine(records.table) if records.table else [],
         finalists=records.finalists,
         candidates=records.candidates,
+        space=text.space_size(records.space, records.table),
         rounds=max((c.round for c in records.candidates), default=1),
         pictures=_pictures(records, rivals),
     )
@@ -80,7 +81,10 @@ def _pictures(records: RunRecords, rivals: Sequence[Summary]) -> dict[str, Any]:
     from markupsafe import Markup
 
     summary = records.summary
-    drawn: dict[str, str | None] = dict.fromkeys(("pareto", "layers", "validation", "finalists"))
+    names = ("pareto", "layers", "validation", "finalists", "importance")
+    drawn: dict[str, str | None] = dict.fromkeys(names)
+    if records.importance:
+        drawn["importance"] = plots.importance(records.importance)
     drawn["results"] = plots.results(summary, rivals)
     if records.candidates:
         drawn["pareto"] = plots.pareto(

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hwnas.report.text import metric_name
 from hwnas.subnetwork import Subnetwork
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from hwnas.latency.table import Validation
+    from hwnas.report.records import Floats
 
 WIDTH = 10.0  # inches, of every picture
+_LEGEND_BLOCKS = 12  # of as many blocks each is named
 _MANY = 3000  # points from which they are drawn as an image, to keep the page small
 _DARK = "#222222"
 GREY = "#6b6b6b"
@@ -167,6 +171,44 @@ def layers(chosen: Sequence[Chosen], full: Sequence[tuple[int, int]]) -> str:
         for axes in grid[-1]:
             axes.set_xlabel("block (0 is the first)")
     return svg()
+
+
+def importance(scores: Mapping[str, Floats]) -> str:
+    """Scores of every block's heads and FFN neurons, the most important first, and of the blocks.
+
+    Args:
+        scores: by name: `heads.0`, `ffn.0` and so on, `layers`.
+    """
+    from matplotlib import colormaps
+
+    depth = sum(name.startswith("heads.") for name in scores)
+    with drawing("importance", height=4.4) as (figure, svg):
+        grid = figure.subplots(1, 3, width_ratios=(1, 1, 0.7))
+        shades = colormaps["viridis"].resampled(max(2, depth))
+        for axes, part, name in zip(grid, ("heads", "ffn"), ("heads", "FFN neurons"), strict=False):
+            for block in range(depth):
+                values = np.sort(scores[f"{part}.{block}"])[::-1]
+                places = np.arange(1, len(values) + 1)
+                # a curve of many points is as clear with a hundred of them
+                shown = np.unique(np.linspace(0, len(values) - 1, 100).astype(int))
+                axes.plot(places[shown], values[shown], color=shades(block), label=f"block {block}")
+            _logarithmic_if_positive(axes, [scores[f"{part}.{i}"] for i in range(depth)])
+            axes.set_title(name)
+            axes.set_xlabel("rank in its block")
+            axes.set_ylabel("importance")
+        layers = scores.get("layers", np.zeros(0))
+        grid[2].bar(range(len(layers)), layers, color=[shades(i) for i in range(len(layers))])
+        grid[2].set_title("whole blocks")
+        grid[2].set_xlabel("block")
+        if depth <= _LEGEND_BLOCKS:
+            _legend_below(figure, grid[0])
+    return svg()
+
+
+def _logarithmic_if_positive(axes: Axes, values: Sequence[Floats]) -> None:
+    together = np.concatenate(values) if values else np.zeros(0)
+    if together.size and together.max() > 0:
+        axes.set_yscale("log", nonpositive="clip")
 
 
 def validation(found: Validation) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +15,12 @@ from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Finalist, Record, Summary
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from hwnas.latency.table import LatencyTable
+
+    Floats = npt.NDArray[np.float32]
 
 Line = TypeVar("Line", bound=Record)
 
@@ -29,6 +35,9 @@ class RunRecords:
     finalists: tuple[Finalist, ...]
     table: LatencyTable | None
     full: tuple[tuple[int, int], ...]  # (heads, ffn) of every block at its largest
+    space: SearchSpace | None = None
+    # scores by name, as `importance.safetensors` has them: heads.0, ffn.0, ..., layers, residual
+    importance: Mapping[str, Floats] | None = None
 
 
 def read_summary(run: Path) -> Summary:
@@ -65,7 +74,21 @@ def read_run(run: Path) -> RunRecords:
         finalists=read_lines(run / "finalists.jsonl", Finalist),
         table=_read_table(table_file) if table_file.is_file() else None,
         full=_full_widths(summary, candidates, space),
+        space=space,
+        importance=_read_importance(run / "importance.safetensors"),
     )
+
+
+def _read_importance(file: Path) -> Mapping[str, Floats] | None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not file.is_file():
+        return None
+    try:
+        return dict(load_file(file))
+    except SafetensorError as error:
+        raise UserError(f"{file}: damaged ({error})") from None
 
 
 def _read_table(file: Path) -> LatencyTable:

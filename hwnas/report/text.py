@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hwnas.latency.target import Target
+from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Chosen, Compute, Summary
 
@@ -65,6 +66,27 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def space_size(space: SearchSpace | None, table: LatencyTable | None) -> str | None:
+    """How many subnetworks the search could choose from, and how many there would be in all."""
+    if space is None:
+        return None
+    found = f"The search could choose from {_power(space.size())} subnetworks"
+    if table is None:
+        return f"{found}."
+    whole = SearchSpace.whole(table.model.shape)
+    if space.size() == whole.size():
+        return f"{found}: every width that the model has, in the usual steps."
+    return f"{found}; with every width that the model has there would be {_power(whole.size())}."
+
+
+def _power(count: int) -> str:
+    """`3,200` or `4 × 10^21`."""
+    if count < 10**6:
+        return f"{count:,}"
+    exponent = len(str(count)) - 1
+    return f"{count // 10**exponent} × 10^{exponent}"
 
 
 def structure(genome: list[list[int]]) -> str:

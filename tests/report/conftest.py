@@ -13,6 +13,7 @@ from finished_run import (
     make_finalists,
     make_summary,
     make_table,
+    write_importance,
     write_lines,
 )
 
@@ -30,6 +31,7 @@ def write_run(tmp_path: Path) -> Write:
         if not bare:
             write_json(run / "space.json", SPACE)
             make_table().save(run / "table.json")
+            write_importance(run / "importance.safetensors")
             write_lines(run / "candidates.jsonl", make_candidates())
             write_lines(run / "finalists.jsonl", make_finalists())
         return run

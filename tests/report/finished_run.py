@@ -211,3 +211,14 @@ def make_finalists() -> list[Finalist]:
 
 def write_lines(path: Path, records: Sequence[Record]) -> None:
     write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
+
+
+def write_importance(path: Path) -> None:
+    """Scores of every head, neuron and block."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    scores = {f"heads.{i}": rng.random(n, np.float32) for i, n in enumerate(SHAPE.heads)}
+    scores |= {f"ffn.{i}": rng.random(n, np.float32) for i, n in enumerate(SHAPE.ffn)}
+    save_file(scores | {"layers": rng.random(SHAPE.depth, np.float32)}, path)

@@ -19,7 +19,9 @@ from finished_run import (
 )
 
 from hwnas.errors import UserError
+from hwnas.files import write_json
 from hwnas.report.html import write_report
+from hwnas.space import BlockOptions, SearchSpace
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
@@ -78,7 +80,7 @@ def test_a_whole_run(write_run: Write) -> None:
         assert figure in page.text, figure
     for title in ("Candidates:", "Results:", "50%: FFN neurons", "33%: finalists"):
         assert title in page.text, title
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     assert "911" in page.text  # full-model steps of super-network, search and finalists
     assert "7 min 21 s" in page.text
     assert "off by 2.0 % in the mean, 2.0 % too fast on the whole" in page.text
@@ -120,8 +122,22 @@ def test_a_summary_alone_says_what_is_missing(write_run: Write) -> None:
     assert "No candidates are recorded" in page.text
     assert "No finalists are recorded" in page.text
     assert "no table.json" in page.text
+    assert "no importance.safetensors" in page.text
     assert page.tags.count("svg") == 2  # results, layers
     assert "yes" in page.text
+
+
+def test_the_space_is_set_beside_all_that_the_model_has(write_run: Write) -> None:
+    run = write_run()
+    assert "every width that the model has" in Page(write_report(run)).text
+    block = BlockOptions(heads=(6, 12), ffn=(768, 1536))
+    write_json(run / "space.json", SearchSpace(blocks=(block,) * 6))
+    text = Page(write_report(run)).text
+    assert "choose from 15,625 subnetworks" in text
+    assert "there would be 3 × 10^16" in text
+    (run / "importance.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(UserError, match=r"importance.safetensors: damaged"):
+        write_report(run)
 
 
 def test_a_table_without_validation_says_so(write_run: Write) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import matplotlib
+import numpy as np
 from finished_run import (
     BASELINE_MS,
     HALF,
@@ -51,6 +52,19 @@ def test_pareto_of_a_wide_range_is_logarithmic_with_plain_numbers() -> None:
     ]
     text = words(plots.pareto(candidates, [], BASELINE_MS))
     assert {"0.01", "0.1", "1"} <= set(text)
+
+
+def test_importance_shows_every_block() -> None:
+    rng = np.random.default_rng(0)
+    scores = {f"heads.{i}": rng.random(12, dtype=np.float32) for i in range(6)}
+    scores |= {f"ffn.{i}": rng.random(1536, dtype=np.float32) for i in range(6)}
+    scores["layers"] = rng.random(6, dtype=np.float32)
+    svg = plots.importance(scores)
+    text = words(svg)
+    for needed in ("heads", "FFN neurons", "whole blocks", "block 0", "block 5"):
+        assert needed in text, needed
+    assert len(svg) < 200_000
+    assert plots.importance({name: 0 * array for name, array in scores.items()})
 
 
 def test_pareto_of_thousands_stays_small() -> None:

@@ -1,0 +1,216 @@
+"""What a training step of the super-network costs beside plain fine-tuning: time and memory.
+
+- `full_width`: a step of the elastic model at full width over one of the plain model, on the same
+  batches in turns; processor time, one thread.
+- `sandwich`: a step of the sandwich rule with distillation over the sum of its parts timed alone:
+  the teacher's answers, and each subnetwork's forward and backward pass.
+- `memory`: the largest resident size of a process that trains so, over that of one that fine-tunes
+  the plain model; each in a process of its own, ten steps.
+
+MiniLM on tweets, batches of 16 real rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import Results, options
+
+from hwnas.elastic.supernet import SuperNetwork
+from hwnas.models import load_model
+from hwnas.space import SearchSpace
+from hwnas.tasks.loading import load_task
+from hwnas.tasks.spec import TaskSpec
+from hwnas.training.sampling import Sandwich
+from hwnas.training.trainer import (
+    Optimization,
+    SandwichTrainer,
+    collator,
+    model_columns,
+    train,
+)
+
+BATCH, STEPS = 16, 10
+PAIRS, QUICK_PAIRS = 25, 6
+PROTOCOL = "demo:minilm on demo:tweets, batch 16, one thread; medians over pairs of steps in turns"
+
+
+def task_and_model() -> tuple[Any, Any, Any]:
+    """The tweets, MiniLM with a head for them, and its tokenizer."""
+    task = load_task(TaskSpec())
+    model, tokenizer = load_model("demo:minilm", task=task.kind.task, labels=task.labels, seed=0)
+    return task, model, tokenizer
+
+
+def batches(task: Any, tokenizer: Any, count: int) -> list[dict[str, torch.Tensor]]:
+    """Real batches, padded."""
+    rows = task.train.select(range(BATCH * count))
+    encoded = model_columns(task.kind.encode(rows, tokenizer, 64))
+    collate = collator(tokenizer, encoded)
+    return [
+        dict(collate([encoded[i] for i in range(at, at + BATCH)]))
+        for at in range(0, BATCH * count, BATCH)
+    ]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Processor seconds of this process."""
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+def step(model: Any, optimizer: Any, batch: dict[str, torch.Tensor]) -> None:
+    """One step of plain fine-tuning."""
+    model(**batch).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def full_width(pairs: int) -> dict[str, Any]:
+    """The elastic model's step over the plain one's."""
+    task, plain, tokenizer = task_and_model()
+    elastic = SuperNetwork(copy.deepcopy(plain)).model
+    models = [m.train() for m in (plain, elastic)]
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-5) for m in models]
+    ratios = []
+    for number, batch in enumerate(batches(task, tokenizer, pairs + 2)):
+        took = [
+            seconds(lambda m=m, o=o, b=batch: step(m, o, b))  # type: ignore[misc]
+            for m, o in zip(models, optimizers, strict=True)
+        ]
+        if number >= 2:  # memory is taken in the first ones
+            ratios.append(took[1] / took[0])
+    return _spread(ratios)
+
+
+def sandwich(pairs: int) -> dict[str, Any]:
+    """A whole sandwich step over the sum of its parts."""
+    task, model, tokenizer = task_and_model()
+    teacher = copy.deepcopy(model).eval()
+    network = SuperNetwork(model)
+    space = SearchSpace.whole(network.shape)
+    made = batches(task, tokenizer, pairs + 2)
+    rows = task.kind.encode(task.train.select(range(BATCH * len(made))), tokenizer, 64)
+    found: list[float] = []
+
+    class Timed(SandwichTrainer):
+        """Times each step, then its parts on the same batch."""
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            whole = seconds(lambda: super(Timed, self).training_step(model, inputs))
+            self.model.zero_grad()
+            parts = sum(self._parts(inputs))
+            if self.state.global_step >= 2:
+                found.append(whole / parts)
+            return torch.zeros(())
+
+        def _parts(self, inputs: Any) -> list[float]:
+            answers: list[Any] = []
+            took = [seconds(lambda: answers.append(self.answers(inputs)))]
+            for subnetwork in self.sandwich.at(self.state.global_step):
+                with self.supernet.as_subnetwork(subnetwork) as active:
+
+                    def run(active: Any = active) -> None:
+                        self.distilled(active, active, inputs, answers[0])[1].backward()
+
+                    took.append(seconds(run))
+            return took
+
+    import hwnas.training.trainer as module
+
+    original, module.SandwichTrainer = module.SandwichTrainer, Timed  # type: ignore[misc]
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            train(
+                network,
+                tokenizer,
+                rows,
+                Optimization(steps=len(made), learning_rate=1e-5, batch=BATCH),
+                Path(work) / "training",
+                kind=task.kind,
+                teacher=teacher,
+                sandwich=Sandwich(space, seed=0),
+            )
+    finally:
+        module.SandwichTrainer = original  # type: ignore[misc]
+    return _spread(found)
+
+
+def memory() -> dict[str, Any]:
+    """Peak resident sizes of both ways to train, each measured in its own process."""
+    sizes = {}
+    for way in ("plain", "sandwich"):
+        command = [sys.executable, __file__, "--train", way]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        answer = subprocess.run(command, check=True, capture_output=True, env=environment)
+        sizes[way] = json.loads(answer.stdout.splitlines()[-1])
+    return {
+        "plain_mib": sizes["plain"],
+        "sandwich_mib": sizes["sandwich"],
+        "ratio": sizes["sandwich"] / sizes["plain"],
+    }
+
+
+def train_here(way: str) -> None:
+    """Train ten steps in this process; print its largest resident size in MiB."""
+    torch.set_num_threads(1)
+    task, model, tokenizer = task_and_model()
+    rows = task.kind.encode(task.train.select(range(BATCH * STEPS)), tokenizer, 64)
+    optimization = Optimization(steps=STEPS, learning_rate=1e-5, batch=BATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder) / "training"
+        if way == "plain":
+            train(model, tokenizer, rows, optimization, work, kind=task.kind)
+        else:
+            teacher = copy.deepcopy(model).eval()
+            network = SuperNetwork(model)
+            rule = Sandwich(SearchSpace.whole(network.shape), seed=0)
+            train(
+                network,
+                tokenizer,
+                rows,
+                optimization,
+                work,
+                kind=task.kind,
+                teacher=teacher,
+                sandwich=rule,
+            )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _spread(ratios: list[float]) -> dict[str, Any]:
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"ratio": middle, "low": low, "high": high, "pairs": len(ratios)}
+
+
+def main() -> None:
+    """Measure, and write the rows and the headline."""
+    if sys.argv[1:2] == ["--train"]:
+        train_here(sys.argv[2])
+        return
+    args = options("supernet_step", __doc__)
+    torch.set_num_threads(1)
+    pairs = QUICK_PAIRS if args.quick else PAIRS
+    results = Results("supernet_step", args.quick, PROTOCOL, args.json)
+    results.row({"what": "full_width"}, lambda: full_width(pairs))
+    results.row({"what": "sandwich"}, lambda: sandwich(pairs))
+    results.row({"what": "memory"}, memory)
+    ratios = {row["what"]: round(row["ratio"], 3) for row in results.rows}
+    results.finish({f"{what}_ratio": ratio for what, ratio in ratios.items()})
+
+
+if __name__ == "__main__":
+    main()
