@@ -111,7 +111,7 @@ def sandwich(pairs: int) -> dict[str, Any]:
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             whole = seconds(lambda: super(Timed, self).training_step(model, inputs))
-            self.model.zero_grad()
+            network.model.zero_grad()
             parts = sum(self._parts(inputs))
             if self.state.global_step >= 2:
                 found.append(whole / parts)
