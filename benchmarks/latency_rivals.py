@@ -20,7 +20,13 @@ from hwnas.latency.measure import Turns, prepare, time_at_lengths
 from hwnas.latency.plan import Plan, whole_networks
 from hwnas.latency.precision import group_for, quantized
 from hwnas.latency.runtimes import openvino_core
-from hwnas.latency.session import PAIRS_EACH, Measurement, Stopwatch
+from hwnas.latency.session import (
+    COMPILATIONS,
+    PAIRS_EACH,
+    SECONDS_EACH,
+    Measurement,
+    Stopwatch,
+)
 from hwnas.latency.target import Target
 from hwnas.latency.validation import operations
 from hwnas.subnetwork import Subnetwork
@@ -38,7 +44,7 @@ def whole_samples(plan: Plan, shape: Shape, stopwatch: Stopwatch, seconds: float
         if time.perf_counter() > end:
             break
         if subnetwork not in plan.unseen:
-            found.append(stopwatch.time(subnetwork, PAIRS_EACH))
+            found.append(stopwatch.time(subnetwork, PAIRS_EACH, COMPILATIONS, SECONDS_EACH))
     return found
 
 

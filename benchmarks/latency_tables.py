@@ -2,7 +2,7 @@
 
 Per setting (model, runtime, precision, batch, sequence or cache, threads): a table is profiled for
 a limited time, every rival measures for as long, and all predict the same unseen subnetworks of
-mixed widths and depths, which are compiled three times and timed twice. Then: how many networks
+mixed widths and depths, each compiled twice and timed twice. Then: how many networks
 picked just under a budget with 95 % confidence meet it; how far a table measured while other load
 comes and goes is from a quiet one; how good tables are that a kit brings back, or that were
 adapted; predictions a second.
@@ -77,7 +77,7 @@ UNSEEN, QUICK_UNSEEN = 30, 6
 BUDGETS, QUICK_BUDGETS = 100, 6
 PROTOCOL = (
     "every rival measures for as long as the table; samples are taken with warm caches; unseen "
-    "networks: 3 compilations in turns, 15 pairs or 2 s, timed twice; errors against the first "
+    "networks: 2 compilations in turns, 15 pairs or 2 s, timed twice; errors against the first "
     "timing"
 )
 

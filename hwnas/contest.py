@@ -161,12 +161,13 @@ def _search(contest: Contest, budget: str) -> Proposer:
                 inputs.directory.append("candidates.jsonl", line.model_dump())
 
             evaluated = []
+            additive = predictor.near(budget_ms)
             for hidden, share in _residual_widths(contest, predictor, budget_ms):
                 evaluated += evolve_at(
                     hidden,
                     contest.space,
                     contest.loss,
-                    predictor,
+                    additive,
                     budget_ms,
                     evaluate,
                     evaluations=max(1, round(share * inputs.plan.evaluations)),
@@ -205,7 +206,7 @@ def _shrink(contest: Contest) -> Proposer:
     kinds = ("uniform", "uniform-heads", "uniform-ffn")
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
-        found = seeds(contest.space, contest.loss, predictor, budget_ms)
+        found = seeds(contest.space, contest.loss, predictor.near(budget_ms), budget_ms)
         if strategy == "layers":
             chosen = [s for s in found if s.kind == "layers-filled"]
             chosen = chosen or [s for s in found if s.kind == "layers"]

@@ -77,6 +77,26 @@ class Subnetwork:
         return f"{blocks} @{self.hidden}" if self.hidden else blocks
 
 
+class Weights(NamedTuple):
+    """The weights of one head and of one FFN neuron, as shares of all blocks' of the full model."""
+
+    head: float
+    neuron: float
+
+    @classmethod
+    def of(cls, shape: Shape, hidden: int = 0) -> Weights:
+        """Of a model of this shape, its residual stream as wide as said (0: its own)."""
+        head = shape.head_size * 2 * (1 + 1 / shape.group)
+        neuron = 3 if shape.gated else 2
+        total = shape.hidden * (head * sum(shape.heads) + neuron * sum(shape.ffn))
+        width = hidden or shape.hidden
+        return cls(width * head / total, width * neuron / total)
+
+    def share(self, subnetwork: Subnetwork) -> float:
+        """Of a whole subnetwork; 1 for the full model."""
+        return sum(b.heads * self.head + b.ffn * self.neuron for b in subnetwork.blocks)
+
+
 def genomes(subnetworks: Sequence[Subnetwork]) -> npt.NDArray[np.int64]:
     """The subnetworks' blocks as an array of shape `(n, blocks, 2)`: heads and FFN width."""
     return np.array([s.blocks for s in subnetworks], dtype=np.int64)

@@ -1,8 +1,9 @@
 """A table of a similar machine, runtime or version, scaled to this one by a few measurements.
 
-What a network costs here is taken to be what its fixed part, its attention and its FFNs cost
-there, each times a factor of its own. The factors are fitted to a handful of networks that tell
-the three apart; where these say little, all three stay near their common ratio. Unseen networks,
+What a network costs here is taken to be what its fixed part, its attention, its FFNs and its
+weights' pressure on the caches cost there, each times a factor of its own. The factors are fitted
+to a handful of networks that tell them apart; where these say little, all stay near their common
+ratio. Unseen networks,
 timed here, say how well that worked.
 """
 
@@ -51,6 +52,7 @@ class Factors:
     fixed: float
     attention: float
     ffn: float
+    pressure: float
 
 
 def adapt(
@@ -149,7 +151,7 @@ def scaled_table(
         versions=table.versions,
         scales={
             op: float(np.mean([getattr(f, op) for f in found]))
-            for op in ("fixed", "attention", "ffn")
+            for op in dict.fromkeys(entry.op for entry in table.entries)
         },
         networks=len(measured),
     )
@@ -190,7 +192,7 @@ def _scaled_entries(
 
 
 def fit_factors(there: LatencyPredictor, networks: Mapping[Subnetwork, float]) -> Factors:
-    """Factors on the fixed part, attention and FFN, by relative least squares, none negative.
+    """Factors on each part, by relative least squares, none negative.
 
     Args:
         there: the table's predictor.
@@ -202,19 +204,20 @@ def fit_factors(there: LatencyPredictor, networks: Mapping[Subnetwork, float]) -
     ms = np.array(list(networks.values()))
     common = float(np.median(ms / rows.sum(axis=1)))
     # each factor near the common one, as if that had been measured too
-    stiff = _STIFF * np.eye(3)
+    stiff = _STIFF * np.eye(rows.shape[1])
     columns = np.concatenate([rows * common / ms[:, None], stiff])
     wanted = np.concatenate([np.ones(len(ms)), stiff.sum(axis=1)])
     factors, _ = nnls(columns, wanted)
     return Factors(*(float(common * max(f, 1e-3)) for f in factors))
 
 
-def _parts(predictor: LatencyPredictor, subnetwork: Subnetwork) -> tuple[float, float, float]:
-    """The fixed, attention's and FFN's part of a network's latency, ms."""
+def _parts(predictor: LatencyPredictor, subnetwork: Subnetwork) -> tuple[float, ...]:
+    """The fixed, attention's, FFN's and caches' part of a network's latency, ms."""
     kept = [block for _, block in subnetwork.kept]
     attention = predictor.attention.at([block.heads for block in kept])
     ffn = predictor.ffn.at([block.ffn for block in kept])
-    return predictor.fixed_ms, float(attention.sum()), float(ffn.sum())
+    pressure = predictor.pressure_ms * predictor.weights.share(subnetwork) ** 2
+    return predictor.fixed_ms, float(attention.sum()), float(ffn.sum()), pressure
 
 
 def _check_lengths(table: LatencyTable, target: Target) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from hwnas.errors import UserError
 from hwnas.latency.plan import whole_networks
+from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.table import (
     AtLength,
     Entry,
@@ -90,6 +91,8 @@ def _at(first: LatencyTable, second: LatencyTable, tokens: int, axis: str) -> Co
     mine, theirs = one.predict_many(networks), two.predict_many(networks)
     scale = float(np.median(theirs / mine))
     costs = [CostPair("fixed", None, one.fixed_ms, two.fixed_ms)]
+    if one.pressure_ms or two.pressure_ms:
+        costs.append(CostPair("pressure", None, one.pressure_ms, two.pressure_ms))
     for op, here, there in (("attention", one.attention, two.attention), ("ffn", one.ffn, two.ffn)):
         for width in sorted({*here.widths, *there.widths}):
             costs.append(CostPair(op, int(width), float(here.at(width)), float(there.at(width))))
@@ -232,6 +235,12 @@ def _weights(tables: Sequence[LatencyTable]) -> list[float]:
     return [n / sum(networks) for n in networks]
 
 
+def _cost(predictor: LatencyPredictor, op: str, width: int | None) -> float:
+    if width is None:
+        return predictor.pressure_ms if op == "pressure" else predictor.fixed_ms
+    return float((predictor.attention if op == "attention" else predictor.ffn).at(width))
+
+
 def _joined_entries(
     tables: Sequence[LatencyTable], tokens: int, axis: str, reference_ms: float
 ) -> list[Entry]:
@@ -241,12 +250,7 @@ def _joined_entries(
     here = [[e for e in table.entries if e.dims[axis] == tokens] for table in tables]
 
     def joined(op: str, width: int | None) -> Entry:
-        costs = [
-            p.fixed_ms
-            if width is None
-            else float((p.attention if op == "attention" else p.ffn).at(width))
-            for p in predictors
-        ]
+        costs = [_cost(p, op, width) for p in predictors]
         spreads = [
             (e.ms.p10 / e.ms.median, e.ms.p90 / e.ms.median)
             for entries in here
@@ -269,4 +273,8 @@ def _joined_entries(
         op: sorted({e.dims[dim] for entries in here for e in entries if e.op == op})
         for op, dim in _WIDTH_OF.items()
     }
-    return [joined("fixed", None), *(joined(op, w) for op, of in widths.items() for w in of)]
+    shared = ["fixed", *(["pressure"] if any(p.pressure_ms for p in predictors) else [])]
+    return [
+        *(joined(op, None) for op in shared),
+        *(joined(op, w) for op, of in widths.items() for w in of),
+    ]

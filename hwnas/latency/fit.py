@@ -6,13 +6,17 @@ One least-squares fit of all networks' relative errors divides their times, so e
 serves every cost; networks that lie far off count less (Huber's weights). The curves bend at such
 measured widths only where whole networks, each left out of the fit in turn, are better predicted
 for it. The same errors tell how far to trust the costs.
+
+Beyond its parts a network costs what its weights take out of the caches: the more there are, the
+more of each are gone when they are needed again. That goes with the square of the weights' total
+size. Where it serves as a bend must, it is in the fit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -20,7 +24,7 @@ import numpy as np
 
 from hwnas.latency.plan import Plan
 from hwnas.latency.session import Measurement
-from hwnas.subnetwork import Block, Subnetwork
+from hwnas.subnetwork import Block, Subnetwork, Weights
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,22 +45,23 @@ class Costs:
     fixed: float
     attention: dict[int, float]  # by heads
     ffn: dict[int, float]  # by width
+    pressure: float  # of the full model's weights on the caches
+    weights: Weights
 
     def at(self, heads: Sequence[int], ffn: Sequence[int]) -> Costs:
         """The same costs, stated at other widths."""
-        return Costs(
-            fixed=self.fixed,
-            attention=_stated_at(self.attention, heads),
-            ffn=_stated_at(self.ffn, ffn),
+        return replace(
+            self, attention=_stated_at(self.attention, heads), ffn=_stated_at(self.ffn, ffn)
         )
 
     def of(self, subnetwork: Subnetwork) -> float:
         """The predicted share of the reference's latency."""
         heads, ffn = (np.array(list(curve.items())).T for curve in (self.attention, self.ffn))
-        return self.fixed + sum(
+        parts = sum(
             float(np.interp(block.heads, *heads) + np.interp(block.ffn, *ffn))
             for _, block in subnetwork.kept
         )
+        return self.fixed + parts + self.pressure * self.weights.share(subnetwork) ** 2
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,17 @@ class _Design:
 
     heads: tuple[int, ...]
     ffn: tuple[int, ...]
+    weights: Weights
+    pressure: bool = True  # whether the weights' total size costs anything by itself
 
     def simpler(self) -> list[_Design]:
-        """All designs of one bend less."""
+        """All designs of one bend less, and the one without pressure on the caches."""
+        heads = [_without(self.heads, i) for i in range(1, len(self.heads) - 1)]
+        ffn = [_without(self.ffn, i) for i in range(1, len(self.ffn) - 1)]
         return [
-            *(_Design(_without(self.heads, i), self.ffn) for i in range(1, len(self.heads) - 1)),
-            *(_Design(self.heads, _without(self.ffn, i)) for i in range(1, len(self.ffn) - 1)),
+            *(replace(self, heads=widths) for widths in heads),
+            *(replace(self, ffn=widths) for widths in ffn),
+            *([replace(self, pressure=False)] if self.pressure else []),
         ]
 
     def columns(self, subnetworks: Sequence[Subnetwork]) -> Floats:
@@ -123,7 +133,7 @@ class _Design:
             widths = np.array([getattr(block, name) for block in kept], dtype=np.float64)
             for low, high in pairwise(knots):
                 row.append(float(np.clip((widths - low) / (high - low), 0, 1).sum()))
-        return row
+        return [*row, self.weights.share(subnetwork) ** 2] if self.pressure else row
 
     def costs(self, parts: Floats) -> Costs:
         """The parts as curves.
@@ -132,7 +142,9 @@ class _Design:
         norms, and whatever else a block costs at any width, are with the attention.
         """
         fixed, block = float(parts[0]), float(parts[1])
-        head_steps, ffn_steps = np.split(parts[2:], [len(self.heads) - 1])
+        pressure = float(parts[-1]) if self.pressure else 0.0
+        steps = parts[2:-1] if self.pressure else parts[2:]
+        head_steps, ffn_steps = np.split(steps, [len(self.heads) - 1])
         span = self.ffn[-1] - self.ffn[0]
         slope = float(ffn_steps.sum()) / span if span else math.inf
         narrowest = min(block / 2, slope * self.ffn[0])
@@ -140,6 +152,8 @@ class _Design:
             fixed=fixed,
             attention=_climb(self.heads, block - narrowest, head_steps),
             ffn=_climb(self.ffn, narrowest, ffn_steps),
+            pressure=pressure,
+            weights=self.weights,
         )
 
 
@@ -266,7 +280,7 @@ def _chosen(problem: _Problem) -> _Design:
     `_WORTH` of the least so far. A bend at every width fits the noise of the stacks; to add bends
     one by one instead misses steps, which take two.
     """
-    design = _Design(*problem.stacked())
+    design = _Design(*problem.stacked(), problem.plan.weights)
     least = problem.error(design)
     while simpler := design.simpler():
         errors = [problem.error(one) for one in simpler]

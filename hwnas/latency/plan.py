@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwnas.anatomy import Shape
-from hwnas.subnetwork import DROPPED, Block, Subnetwork, macs
+from hwnas.subnetwork import DROPPED, Block, Subnetwork, Weights, macs
 
 MIXED = 16  # whole networks that the costs are fitted to, beside the full one
 _SHARES = (0.2, 1.0)  # of the full width, of each kept block of a whole network, on average
@@ -35,6 +35,7 @@ class Plan:
     ffn: tuple[int, ...]
     mixed: tuple[Subnetwork, ...]
     unseen: tuple[Subnetwork, ...]  # to check the table on
+    weights: Weights
     hidden: int = 0  # residual width of all of them; 0: the model's own
 
     @classmethod
@@ -70,6 +71,7 @@ class Plan:
             ffn=widest.ffn,
             mixed=tuple(s.narrowed(hidden) for s in whole_networks(shape, MIXED, _MIXED_SEED)),
             unseen=(),
+            weights=Weights.of(shape, hidden),
             hidden=hidden,
         )
         seen = {plan.full, *plan.mixed, *plan.stacks()}
@@ -133,6 +135,7 @@ class Plan:
             ffn=tuple(stored["ffn"]),
             mixed=tuple(Subnetwork.of(genome) for genome in stored["mixed"]),
             unseen=tuple(Subnetwork.of(genome) for genome in stored["unseen"]),
+            weights=Weights(*stored["weights"]),
             hidden=stored["hidden"],
         )
 

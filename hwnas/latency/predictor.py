@@ -1,12 +1,15 @@
 """From a table's operator costs to the latency of any subnetwork.
 
-Latency is additive: a fixed part (embeddings, head of the task, the call itself) and, for each
-kept block, its attention at so many heads and its FFN at such a width. Between measured widths
-costs are interpolated, and no wider operator is ever predicted to be cheaper.
+Latency is a fixed part (embeddings, head of the task, the call itself) and, for each kept block,
+its attention at so many heads and its FFN at such a width. Between measured widths costs are
+interpolated, and no wider operator is ever predicted to be cheaper. Where it was measured, the
+pressure of all weights on the caches is added, by the square of their total size; it alone is not
+additive over the blocks, and `near` makes it so around one latency.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.errors import UserError
-from hwnas.subnetwork import Block, Subnetwork
+from hwnas.subnetwork import Block, Subnetwork, Weights
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -47,6 +50,9 @@ class Curve:
         return np.asarray(np.maximum(cost, 0.0), dtype=np.float64)
 
 
+_NONE = Weights(0.0, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class LatencyPredictor:
     """Predicted milliseconds of subnetworks of one model on one target."""
@@ -55,6 +61,8 @@ class LatencyPredictor:
     attention: Curve  # over heads
     ffn: Curve  # over neurons
     baseline_ms: float  # measured latency of the full model
+    pressure_ms: float = 0.0  # what the full model's weights cost beyond its parts
+    weights: Weights = _NONE
     # residual width -> the predictor of subnetworks that have it
     narrower: Mapping[int, LatencyPredictor] = field(default_factory=dict)
 
@@ -75,7 +83,7 @@ class LatencyPredictor:
         return self.narrower[hidden]
 
     def block_ms(self, block: Block) -> float:
-        """The cost of one block at the model's own residual width; 0 if it is left out."""
+        """The cost of one block at the model's own residual width, caches apart; 0 if left out."""
         if not block.present:
             return 0.0
         return float(self.attention.at(block.heads) + self.ffn.at(block.ffn))
@@ -87,7 +95,8 @@ class LatencyPredictor:
             UserError: it has a residual width that was not measured.
         """
         here = self.at_hidden(subnetwork.hidden)
-        return here.fixed_ms + sum(here.block_ms(block) for block in subnetwork.blocks)
+        parts = sum(here.block_ms(block) for block in subnetwork.blocks)
+        return here.fixed_ms + parts + here.pressure_ms * here.weights.share(subnetwork) ** 2
 
     def predict_many(self, genomes: npt.NDArray[np.integer[Any]]) -> Floats:
         """Latencies `(n,)` of genomes `(n, blocks, 2)`, at the model's own residual width.
@@ -106,7 +115,39 @@ class LatencyPredictor:
         for block in range(genomes.shape[1]):
             total += attention.take(heads[:, block])
             total += wide.take(ffn[:, block])
+        if self.pressure_ms:
+            size = self.weights.head * heads.sum(axis=1) + self.weights.neuron * ffn.sum(axis=1)
+            total += self.pressure_ms * size**2
         return total
+
+    def near(self, ms: float) -> LatencyPredictor:
+        """An additive predictor that is right for networks of about this latency.
+
+        The pressure's tangent where networks take so long stands for the pressure: of one that has
+        a fifth more or fewer weights it misses 4 % of the pressure at that size.
+        """
+        narrower = {width: p.near(ms) for width, p in self.narrower.items()}
+        if not self.pressure_ms:
+            return replace(self, narrower=narrower)
+        heads, ffn = self.attention.widths[-1], self.ffn.widths[-1]
+        widest = self.weights.head * heads + self.weights.neuron * ffn
+        slope = float(self.attention.ms[-1] + self.ffn.ms[-1]) / widest
+        # fixed + slope * size + pressure * size^2 = ms
+        root = math.sqrt(slope**2 + 4 * self.pressure_ms * max(ms - self.fixed_ms, 0.0))
+        size = min(1.0, (root - slope) / (2 * self.pressure_ms))
+        tangent = 2 * self.pressure_ms * size
+
+        def tilted(curve: Curve, each: float) -> Curve:
+            return replace(curve, ms=curve.ms + tangent * each * curve.widths)
+
+        return replace(
+            self,
+            fixed_ms=self.fixed_ms - self.pressure_ms * size**2,
+            attention=tilted(self.attention, self.weights.head),
+            ffn=tilted(self.ffn, self.weights.neuron),
+            pressure_ms=0.0,
+            narrower=narrower,
+        )
 
     def scaled(self, factor: float) -> LatencyPredictor:
         """The same with every cost times `factor`, after a measurement has shown it to be off.
@@ -118,6 +159,7 @@ class LatencyPredictor:
             fixed_ms=self.fixed_ms * factor,
             attention=replace(self.attention, ms=self.attention.ms * factor),
             ffn=replace(self.ffn, ms=self.ffn.ms * factor),
+            pressure_ms=self.pressure_ms * factor,
             narrower={width: p.scaled(factor) for width, p in self.narrower.items()},
         )
 
@@ -125,7 +167,7 @@ class LatencyPredictor:
 def weighted(predictors: Sequence[LatencyPredictor], shares: Sequence[float]) -> LatencyPredictor:
     """The predictor of the mean latency of requests, of which `shares[i]` are as `predictors[i]`.
 
-    All costs are sums of the parts', so it is additive itself.
+    All costs are sums of the parts', the pressure's included.
     """
     if len(predictors) == 1:
         return predictors[0]
@@ -140,6 +182,8 @@ def weighted(predictors: Sequence[LatencyPredictor], shares: Sequence[float]) ->
         attention=mean([p.attention for p in predictors]),
         ffn=mean([p.ffn for p in predictors]),
         baseline_ms=float(np.dot(shares, [p.baseline_ms for p in predictors])),
+        pressure_ms=float(np.dot(shares, [p.pressure_ms for p in predictors])),
+        weights=predictors[0].weights,
         narrower={
             width: weighted([p.narrower[width] for p in predictors], shares)
             for width in predictors[0].narrower

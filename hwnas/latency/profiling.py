@@ -4,9 +4,8 @@ A block timed alone is misstated (caches, fusion, the call itself), so whole net
 (`plan`, `session`): real exports in small (`graphs`), random in weights, each compiled anew. A fit
 (`fit`) divides their times into a fixed part and the cost of each operator at each width.
 
-Assumption: in a sequence of blocks, attention and FFN cost the same whatever stands beside them. A
-term for the size of the whole network (stacks fit caches that whole networks do not) was tried, and
-the measurements did not justify it. `validation` tests the assumption on unseen networks.
+Assumption: in a sequence of blocks, attention and FFN cost the same whatever stands beside them,
+but for the caches, which all weights share. `validation` tests that on unseen networks.
 """
 
 from __future__ import annotations
@@ -252,6 +251,8 @@ def _entries(
         yield entry("attention", {"heads": heads}, ratio)
     for width, ratio in costs.ffn.items():
         yield entry("ffn", {"width": width}, ratio)
+    if costs.pressure > 0:
+        yield entry("pressure", {}, costs.pressure)
 
 
 def _has(block: Sequence[int], width: dict[str, int]) -> bool:

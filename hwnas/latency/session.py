@@ -31,11 +31,10 @@ Advance = Callable[[float], object]
 # shows how far something of so many networks is, until it is left
 Bar = Callable[[str, float], AbstractContextManager[Advance]]
 
-PAIRS_EACH = 6  # of each measurement, if they take no longer than so many seconds
+PAIRS_EACH = 4  # of each measurement, if they take no longer than so many seconds
 SECONDS_EACH = 1.0
 CHECK_SECONDS = 2.0  # likewise of each network that the table is checked on
-STACK_COMPILATIONS = 2
-COMPILATIONS = 3  # of each whole network, and of the reference
+COMPILATIONS = 2  # of each network; as many of the reference, for they share the caches
 _BEND = 0.03  # of a stack's time, by which a width lies off the straight line where it bends
 _NEEDED = 5  # whole networks that are measured however little time there is
 _BENDS_UNTIL = 0.6  # of the time, that further stacks may take
@@ -139,8 +138,7 @@ def run(
 def most_networks(plan: Plan) -> int:
     """How many networks `measure` compiles at most."""
     bends = sum(max(0, min(_WIDTHS, len(widths)) - 3) for widths in (plan.heads, plan.ffn))
-    stacks = STACK_COMPILATIONS * (len(plan.stacks()) + bends)
-    return stacks + COMPILATIONS * len(plan.whole)
+    return COMPILATIONS * (len(plan.stacks()) + bends + len(plan.whole))
 
 
 def measure(
@@ -157,10 +155,9 @@ def measure(
 
     def take(subnetwork: Subnetwork) -> None:
         nonlocal left
-        compilations = COMPILATIONS if subnetwork in plan.whole else STACK_COMPILATIONS
-        found.append(stopwatch.time(subnetwork, PAIRS_EACH, compilations, SECONDS_EACH))
-        left -= compilations
-        advance(compilations)
+        found.append(stopwatch.time(subnetwork, PAIRS_EACH, COMPILATIONS, SECONDS_EACH))
+        left -= COMPILATIONS
+        advance(COMPILATIONS)
 
     for stack in plan.stacks():
         take(stack)

@@ -34,11 +34,11 @@ from hwnas.latency import device
 from hwnas.latency.checks import contradiction, doubts
 from hwnas.latency.predictor import Curve, LatencyPredictor, weighted
 from hwnas.latency.target import Target
-from hwnas.subnetwork import Subnetwork
+from hwnas.subnetwork import Subnetwork, Weights
 
 SCHEMA_VERSION = 2  # that this module reads and writes
-Operator = Literal["fixed", "attention", "ffn"]
-_WIDTH = {"fixed": (), "attention": ("heads",), "ffn": ("width",)}  # of each operator
+Operator = Literal["fixed", "attention", "ffn", "pressure"]
+_WIDTH = {"fixed": (), "attention": ("heads",), "ffn": ("width",), "pressure": ()}  # of each
 _SHARE_TOLERANCE = 0.001
 # packages that make and serve the measured graph, beside torch and transformers
 _PACKAGES = {
@@ -153,7 +153,8 @@ class Entry(Part):
 
     op: Operator
     # {"heads": 6, "seq": 64} or {"width": 768, "seq": 64}, with "cache" instead of "seq" to decode;
-    # no width for what every subnetwork costs
+    # no width for what every subnetwork costs, and for the pressure on the caches, which is that of
+    # the full model's weights and goes with the square of their size
     dims: dict[str, PositiveInt]
     ms: Milliseconds
     ratio_to_reference: NonNegativeFloat  # share of the full model's latency at this length
@@ -307,6 +308,8 @@ class LatencyTable(Part):
             raise ValueError(
                 f"entries: exactly one of 'fixed' is needed {at}; profile the device again"
             )
+        if [entry.op for entry in here].count("pressure") > 1:
+            raise ValueError(f"entries: 'pressure' is given twice {at}")
         for op, dim, most in (
             ("attention", "heads", max(self.model.heads)),
             ("ffn", "width", max(self.model.ffn)),
@@ -425,8 +428,11 @@ class LatencyTable(Part):
             )
         return 1 + self.interval_90 * float(norm.ppf(confidence) / norm.ppf(0.95))
 
-    def predictor_at(self, tokens: int) -> LatencyPredictor:
-        """The predictor of the median latency at one of the lengths."""
+    def predictor_at(self, tokens: int, hidden: int = 0) -> LatencyPredictor:
+        """The predictor of the median latency at one of the lengths, at one residual width."""
+        if hidden:
+            alone = self.at_hidden(hidden).predictor_at(tokens)
+            return replace(alone, weights=Weights.of(self.model.shape, hidden))
         axis = Target.parse(self.target).axis
         here = [entry for entry in self.entries if entry.dims[axis] == tokens]
         reference = next(length for length in self.lengths if length.tokens == tokens)
@@ -439,9 +445,10 @@ class LatencyTable(Part):
             attention=curve("attention", "heads"),
             ffn=curve("ffn", "width"),
             baseline_ms=reference.reference_ms,
+            pressure_ms=sum(entry.ms.median for entry in here if entry.op == "pressure"),
+            weights=Weights.of(self.model.shape),
             narrower={
-                part.hidden: self.at_hidden(part.hidden).predictor_at(tokens)
-                for part in self.narrower
+                part.hidden: self.predictor_at(tokens, part.hidden) for part in self.narrower
             },
         )
 

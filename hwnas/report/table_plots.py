@@ -79,16 +79,18 @@ def breakdown(table: LatencyTable) -> str:
             np.array([float(curve.at([getattr(b, width) for b in s.blocks]).sum()) for s in shown])
             for curve, width in ((predictor.attention, "heads"), (predictor.ffn, "ffn"))
         )
+        shares = [predictor.weights.share(subnetwork) for subnetwork in shown]
         left = np.zeros(len(rows))
         for label, colour, widths in (
             ("embeddings, head and call", FULL, np.full(len(rows), predictor.fixed_ms)),
             ("attention", HEADS, attention),
             ("FFN", FFN, ffn),
+            ("caches", GREY, np.array([predictor.pressure_ms * share**2 for share in shares])),
         ):
             panel.barh(rows, widths, left=left, color=colour, edgecolor=GREY, label=label)
             left += widths
         panel.set_xlabel("predicted latency (ms)")
         panel.set_title("Where the time goes")
         panel.grid(axis="y", visible=False)
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=4)
     return svg()

@@ -47,6 +47,9 @@ def _all_facts(table: LatencyTable) -> list[tuple[str, str]]:
         if len(table.lengths) > 1:
             facts.append((at, f"{text.milliseconds(length.reference_ms)} for the full model"))
         facts.append(("what every network costs", fixed))
+        pressure = table.predictor_at(length.tokens).pressure_ms
+        if pressure:
+            facts.append(("caches, full model", text.milliseconds(pressure)))
     return facts
 
 

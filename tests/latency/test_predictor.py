@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hwnas.anatomy import Shape
 from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.space import SearchSpace
-from hwnas.subnetwork import DROPPED, Block, Subnetwork, genomes
+from hwnas.subnetwork import DROPPED, Block, Subnetwork, Weights, genomes
 
 SPACE = SearchSpace.whole(Shape("bert", 384, 32, (12,) * 6, (1536,) * 6, 30522))
 POINTS = st.dictionaries(st.integers(1, 4096), st.floats(0, 100), min_size=1, max_size=20)
@@ -65,6 +66,36 @@ def test_no_wider_operator_is_cheaper(points: dict[int, float]) -> None:
     cost = Curve.of(points).at(np.arange(1, 5000))
     assert (cost >= 0).all()
     assert (np.diff(cost) >= -1e-9).all()
+
+
+@given(st.integers(0, 10**6))
+def test_pressure_goes_with_the_square_of_the_weights(seed: int) -> None:
+    shape = Shape("bert", 384, 32, (12,) * 6, (1536,) * 6, 30522)
+    curves = Curve.of({2: 0.4, 12: 1.4}), Curve.of({64: 0.2, 1536: 2.0})
+    alone = LatencyPredictor(0.3, *curves, baseline_ms=20.7)
+    pressed = replace(alone, pressure_ms=4.0, weights=Weights.of(shape))
+    full = Subnetwork.full(shape)
+    assert pressed.predict(full) == pytest.approx(alone.predict(full) + 4.0)
+    rng = random.Random(seed)
+    subnetworks = [SPACE.sample(rng, drop=0.3) for _ in range(5)]
+    found = pressed.predict_many(genomes(subnetworks))
+    np.testing.assert_allclose(found, [pressed.predict(s) for s in subnetworks], rtol=1e-12)
+    for ms in (5.0, 10.0, 20.0):
+        near = pressed.near(ms)
+        assert near.pressure_ms == 0
+        for subnetwork in subnetworks:
+            gap = pressed.predict(subnetwork) - near.predict(subnetwork)
+            assert gap >= -1e-9  # a tangent lies below
+            if abs(pressed.predict(subnetwork) / ms - 1) < 0.2:
+                assert gap < 0.01 * ms
+
+
+def test_weights_are_shares_of_the_models() -> None:
+    shape = Shape("llama", 48, 8, (6, 6), (64, 64), 100, group=2, gated=True, decoder=True)
+    weights = Weights.of(shape)
+    assert weights.share(Subnetwork.full(shape)) == pytest.approx(1)
+    assert 6 * weights.head / (64 * weights.neuron) == pytest.approx((2 + 2 / 2) * 48 / (3 * 64))
+    assert Weights.of(shape, 24).share(Subnetwork.full(shape)) == pytest.approx(0.5)
 
 
 def test_scaled_corrects_every_cost_and_no_measurement(predictor: LatencyPredictor) -> None:

@@ -32,6 +32,11 @@ def straight(subnetwork: Subnetwork) -> float:
     return 0.1 + sum(blocks)
 
 
+def crowded(subnetwork: Subnetwork) -> float:
+    """Weights that push each other out of a cache: more than the parts' sum."""
+    return straight(subnetwork) * (1 + 0.4 * PLAN.weights.share(subnetwork))
+
+
 class Device:
     """Stands where a stopwatch does: costs are known, measurements vary by `noise`."""
 
@@ -94,6 +99,18 @@ def test_fit_averages_noise_and_bears_outliers(outliers: float) -> None:
     assert np.mean(np.abs(errors)) < 0.025
     off = [off for (off,) in fitted.left_out.values()]
     assert 0.01 < interval_90(off) < 0.08 + outliers
+
+
+def test_pressure_on_the_caches_is_found() -> None:
+    device = Device(crowded, noise=0.01)
+    found = measure(PLAN, device)  # type: ignore[arg-type]
+    (costs,) = fit(PLAN, found).costs
+    scale = crowded(PLAN.reference)
+    errors = [costs.of(s) * scale / crowded(s) - 1 for s in PLAN.unseen]
+    assert np.mean(np.abs(errors)) < 0.015
+    assert costs.pressure * scale > 0.1 * crowded(PLAN.full)
+    (plain,) = fit(PLAN, measure(PLAN, Device(straight, noise=0.01))).costs  # type: ignore[arg-type]
+    assert plain.pressure * scale < 0.03 * straight(PLAN.full)
 
 
 def test_intervals_hold_what_they_say() -> None:
