@@ -19,19 +19,19 @@ from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "anatomy"))
-from test_families import CONFIGS, EXACT, _answer, _gap, _model
+from tiny_models import CONFIGS, EXACT, answer_of, gap, make_model
 
 ENCODERS = [name for name in CONFIGS if name != "llama"]
 
 
 def _sorted_network(name: str) -> SuperNetwork:
-    model = _model(name)
+    model = make_model(name)
     importance = torch.rand(model.config.hidden_size, generator=torch.Generator().manual_seed(4))
-    before = _answer(copy.deepcopy(model))
+    before = answer_of(copy.deepcopy(model))
     weight = model.get_input_embeddings()
     first = copy.deepcopy(next(weight.parameters()).data)
     reorder_residual(model, importance)
-    assert _gap(_answer(model), before) <= EXACT
+    assert gap(answer_of(model), before) <= EXACT
     assert name == "electra" or not torch.equal(next(weight.parameters()).data, first)
     return SuperNetwork(model)
 
@@ -41,16 +41,16 @@ def test_sorted_viewed_and_extracted_models_agree(name: str) -> None:
     network = _sorted_network(name)
     config = network.model.config
     space = SearchSpace.whole(network.shape, ffn_step=16)
-    full = _answer(network.model)
+    full = answer_of(network.model)
     for seed in range(3):
         subnetwork = space.sample(random.Random(seed), drop=0.3)
         subnetwork = subnetwork.narrowed(config.hidden_size // 2)
         twin = network.extract(subnetwork)
         with network.as_subnetwork(subnetwork) as view:
-            assert _gap(_answer(view), _answer(twin)) <= EXACT, str(subnetwork)
+            assert gap(answer_of(view), answer_of(twin)) <= EXACT, str(subnetwork)
         assert twin.config.hidden_size == config.hidden_size // 2
-        assert _gap(_answer(twin), full) > EXACT
-    assert _gap(_answer(network.model), full) == 0
+        assert gap(answer_of(twin), full) > EXACT
+    assert gap(answer_of(network.model), full) == 0
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -62,10 +62,10 @@ def test_narrow_models_load_with_and_without_hwnas(name: str, tmp_path: Path) ->
     auto = getattr(transformers, f"AutoModel{ending}")
     dense._auto_class = auto.__name__
     dense.save_pretrained(tmp_path / "dense")
-    wanted = _answer(dense)
-    assert _gap(_answer(load(tmp_path / "dense")), wanted) == 0
+    wanted = answer_of(dense)
+    assert gap(answer_of(load(tmp_path / "dense")), wanted) == 0
     again = auto.from_pretrained(tmp_path / "dense", trust_remote_code=True)
-    assert _gap(_answer(again), wanted) == 0
+    assert gap(answer_of(again), wanted) == 0
 
 
 def test_gradients_reach_the_shared_weights() -> None:
@@ -103,13 +103,13 @@ def test_widths_that_a_model_cannot_have() -> None:
         ):
             pass
     assert network.active == network.full
-    llama = SuperNetwork(_model("llama"))
+    llama = SuperNetwork(make_model("llama"))
     with pytest.raises(UserError, match="decoders"):
         llama.extract(llama.full.narrowed(16))
 
 
 def test_axes_of_a_bert() -> None:
-    axes = residual_axes(_model("bert"))
+    axes = residual_axes(make_model("bert"))
     assert axes["bert.embeddings.word_embeddings.weight"] == (1,)
     assert axes["bert.pooler.dense.weight"] == (0, 1)
     assert axes["bert.encoder.layer.0.attention.self.query.weight"] == (1,)
