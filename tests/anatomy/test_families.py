@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 import transformers
-from tiny_models import CONFIGS, EXACT, answer_of, gap, inputs_of, make_model
+from tiny_models import CONFIGS, EXACT, SIZES, answer_of, gap, inputs_of, make_model
 
 from hwnas import anatomy
 from hwnas.anatomy import Family, find_shape
