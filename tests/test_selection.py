@@ -91,7 +91,7 @@ def test_the_miss_of_one_kind_does_not_correct_the_others():
 
     selection = select(kinds, measure, Line(), ALLOWANCE, rounds=3)
     assert {s.kind: s.measured_ms for s in selection.structures} == {"uniform": 9, "hybrid": 9}
-    assert selection.scales == {"widths": 1, "depth": pytest.approx(1.5)}
+    assert selection.scales == {"widths": 1, "depth": pytest.approx(1.5), "residual": 1}
 
 
 def test_of_several_alike_the_one_nearest_to_the_budget_goes_on():

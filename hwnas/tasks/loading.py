@@ -161,6 +161,8 @@ def _read_tweets(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
 
 def _is_file(data: str) -> bool:
     path = Path(data).expanduser()
+    if path.is_dir():  # of files that `load_dataset` reads
+        return False
     looks_like_one = path.suffix.lower() in (*FORMATS, ".json", ".txt", ".parquet", ".xlsx")
     return path.is_file() or looks_like_one or data.startswith((".", "/", "~"))
 

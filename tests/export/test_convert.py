@@ -47,7 +47,9 @@ elif kind == "onnx":
     model = ORTModelForSequenceClassification.from_pretrained(folder)
 else:
     from optimum.intel import OVModelForSequenceClassification
-    model = OVModelForSequenceClassification.from_pretrained(folder)
+    # processors with bf16 matrix units compute in bf16 unless they are told
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = OVModelForSequenceClassification.from_pretrained(folder, ov_config=exact)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 logits = []
 for start in range(0, len(texts), 7):  # batches of 7, and a last one of 2, each as long as it needs
