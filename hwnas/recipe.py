@@ -60,7 +60,7 @@ class MeasureSpec(Settings):
     """How latency is measured and what counts as meeting a budget."""
 
     validate_table: int = Field(8, ge=0)  # unseen subnetworks that the table is checked on
-    pairs: int = Field(60, ge=5)  # paired samples of a verification
+    pairs: int = Field(30, ge=5)  # paired samples of a verification
     tolerance: float = Field(0.02, ge=0, lt=1)  # of the budget, for noise
     margin: float = Field(0.02, ge=0, lt=1)  # of the budget, that the search stays below it
     # that a structure meets the budget before it is timed; by default as likely as not
