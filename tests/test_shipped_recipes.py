@@ -36,7 +36,7 @@ NEEDS = {
     "stsb": "no STS-B data beside the checkout",
     "entities": "no data with words and tags beside the checkout",
 }
-# Run whole in any case: of GLUE, with a trimmed vocabulary. All of them take twenty minutes, too long
+# Run whole in any case: of GLUE, its vocabulary trimmed. All of them take twenty minutes, too long
 # for continuous integration; HWNAS_EVERY_RECIPE=1 runs them.
 WHOLE = ("smallest",)
 EVERY = os.environ.get("HWNAS_EVERY_RECIPE") == "1"
