@@ -233,9 +233,8 @@ class _Problem:
         for _ in range(_ROUNDS):
             parts, _ = nnls(relative * weights[:, None], weights)
             off = (relative @ parts - 1) * self.sure
-            scale = (
-                float(np.median(np.abs(off))) / 0.6745
-            )  # of a normal distribution, its deviation
+            # of a normal distribution, its standard deviation
+            scale = float(np.median(np.abs(off))) / 0.6745
             if scale == 0:
                 break
             far = np.maximum(np.abs(off), 1e-12)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UserError
@@ -46,22 +46,34 @@ def encode_texts(
     Raises:
         UserError: the model's positions end before `max_length`.
     """
-    from datasets import Dataset, concatenate_datasets
+    from datasets import Dataset
 
     check_length(tokenizer, max_length)
     texts = texts_of(split)
     names = input_names(tokenizer)
+
+    def encode(start: int, end: int) -> Dataset:
+        part = [column[start:end] for column in texts]
+        encoded = tokenizer(*part, truncation=True, max_length=max_length, padding=False)
+        columns = {name: encoded[name] for name in names if name in encoded}
+        if labels:
+            columns["labels"] = split[start:end]["label"]
+        columns["length"] = [len(ids) for ids in encoded["input_ids"]]
+        return Dataset.from_dict(columns)
+
+    return in_chunks(len(split), _CHUNK, encode)
+
+
+def in_chunks(rows: int, chunk: int, encode: Callable[[int, int], Dataset]) -> Dataset:
+    """What `encode(start, end)` makes of so many rows at a time, joined, under a progress bar."""
+    from datasets import concatenate_datasets
+
     chunks = []
-    with bar("Tokenizing", len(split)) as advance:
-        for start in range(0, len(split), _CHUNK):
-            part = [column[start : start + _CHUNK] for column in texts]
-            encoded = tokenizer(*part, truncation=True, max_length=max_length, padding=False)
-            columns = {name: encoded[name] for name in names if name in encoded}
-            if labels:
-                columns["labels"] = split[start : start + _CHUNK]["label"]
-            columns["length"] = [len(ids) for ids in encoded["input_ids"]]
-            chunks.append(Dataset.from_dict(columns))
-            advance(len(part[0]))
+    with bar("Tokenizing", rows) as advance:
+        for start in range(0, rows, chunk):
+            end = min(start + chunk, rows)
+            chunks.append(encode(start, end))
+            advance(end - start)
     return concatenate_datasets(chunks)
 
 

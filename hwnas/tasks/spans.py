@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.errors import UserError
-from hwnas.progress import bar
 from hwnas.tasks.classification import log_softmax
-from hwnas.tasks.encoding import check_length, input_names
+from hwnas.tasks.encoding import check_length, in_chunks, input_names
 from hwnas.tasks.rows import Columns, Row, text_of
 
 if TYPE_CHECKING:
@@ -96,18 +95,15 @@ class Spans:
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
         """Windows, with the positions of the answer (0 and 0 where a window has none)."""
-        from datasets import Dataset, concatenate_datasets
+        from datasets import Dataset
 
         check_length(tokenizer, max_length)
-        chunks = []
-        with bar("Tokenizing", len(split)) as advance:
-            for first in range(0, len(split), _CHUNK):
-                part = split[first : first + _CHUNK]
-                windows = list(self._windows(part, first, tokenizer, max_length))
-                names = windows[0].keys()
-                chunks.append(Dataset.from_dict({n: [w[n] for w in windows] for n in names}))
-                advance(len(part["id"]))
-        return concatenate_datasets(chunks)
+
+        def encode(first: int, end: int) -> Dataset:
+            windows = list(self._windows(split[first:end], first, tokenizer, max_length))
+            return Dataset.from_dict({n: [w[n] for w in windows] for n in windows[0]})
+
+        return in_chunks(len(split), _CHUNK, encode)
 
     def _windows(
         self, part: Mapping[str, Any], first: int, tokenizer: Any, max_length: int

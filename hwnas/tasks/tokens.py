@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.errors import UserError
-from hwnas.progress import bar
 from hwnas.tasks.classification import cross_entropy, divergence, ordered, softened
-from hwnas.tasks.encoding import check_length, input_names
+from hwnas.tasks.encoding import check_length, in_chunks, input_names
 from hwnas.tasks.rows import Columns, Row
 
 if TYPE_CHECKING:
@@ -84,32 +83,28 @@ class Tokens:
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
         """Sentences; words beyond `max_length` tokens are cut off, and not judged."""
-        from datasets import Dataset, concatenate_datasets
+        from datasets import Dataset
 
         check_length(tokenizer, max_length)
-        chunks = []
-        with bar("Tokenizing", len(split)) as advance:
-            for start in range(0, len(split), _CHUNK):
-                part = split[start : start + _CHUNK]
-                encoded: Any = tokenizer(
-                    part["words"],
-                    is_split_into_words=True,
-                    truncation=True,
-                    max_length=max_length,
-                    padding=False,
-                )
-                columns = {name: encoded[name] for name in input_names(tokenizer)}
-                columns["labels"] = [
-                    _first_tokens(encoded.word_ids(i), labels)
-                    for i, labels in enumerate(part["label"])
-                ]
-                columns["words"] = part["label"]
-                columns["length"] = [len(ids) for ids in encoded["input_ids"]]
-                chunks.append(
-                    Dataset.from_dict(columns).cast_column("words", split.features["label"])
-                )
-                advance(len(part["id"]))
-        return concatenate_datasets(chunks)
+
+        def encode(start: int, end: int) -> Dataset:
+            part = split[start:end]
+            encoded: Any = tokenizer(
+                part["words"],
+                is_split_into_words=True,
+                truncation=True,
+                max_length=max_length,
+                padding=False,
+            )
+            columns = {name: encoded[name] for name in input_names(tokenizer)}
+            columns["labels"] = [
+                _first_tokens(encoded.word_ids(i), labels) for i, labels in enumerate(part["label"])
+            ]
+            columns["words"] = part["label"]
+            columns["length"] = [len(ids) for ids in encoded["input_ids"]]
+            return Dataset.from_dict(columns).cast_column("words", split.features["label"])
+
+        return in_chunks(len(split), _CHUNK, encode)
 
     def hard_loss(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         from torch.nn import functional as F
