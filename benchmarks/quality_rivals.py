@@ -233,28 +233,17 @@ def choose(inputs: Inputs, kind: Kind) -> None:
 
 def int8(run: Path, inputs: Inputs) -> dict[str, Any]:
     """The baseline in static int8 by NNCF, calibrated on the task's rows; nothing is trained."""
-    import openvino
+    from hwnas.export import (
+        calibration,
+        folder_size_mb,
+        measure_against,
+        quantize_folder,
+        score_folder,
+    )
 
-    from hwnas.export import measure_against, score_folder
-    from hwnas.latency.precision import quantized
-    from hwnas.latency.runtimes import openvino_core
-
-    source, out = run / "baseline" / "openvino", run / "baseline-int8"
-    graph = openvino_core().read_model(source / "openvino_model.xml")
-    rows = model_columns(inputs.train).select(range(_ROWS))
-    collate = collator(load_tokenizer(run / "baseline" / "model"), rows)
-    names = {name for port in graph.inputs for name in port.get_names()}
-    calibration = []
-    for row in rows:
-        batch = dict(collate([row]))
-        calibration.append({k: v.numpy() for k, v in batch.items() if k in names})
-    small = quantized(graph, "openvino", "int8-static", calibration)
-    out.mkdir(exist_ok=True)
-    for file in source.iterdir():
-        if file.suffix not in (".xml", ".bin"):
-            (out / file.name).write_bytes(file.read_bytes())
-    openvino.save_model(small, out / "openvino_model.xml", compress_to_fp16=False)
+    source, out = run / "baseline" / "openvino", run / "baseline" / "openvino-int8-static"
+    rows = calibration(inputs.train, load_tokenizer(run / "baseline" / "model"))
+    quantize_folder(source, out, "int8-static", rows)
     paired = measure_against(out, source, inputs.target, pairs=inputs.recipe.measure.pairs)
     metric = score_folder(out, inputs.test, inputs.task.kind, inputs.task.metric)
-    size = sum(f.stat().st_size for f in out.glob("openvino_model.*")) / 1e6
-    return {"metric": metric, "ratio": paired.ratio, "size_mb": size}
+    return {"metric": metric, "ratio": paired.ratio, "size_mb": folder_size_mb(out)}

@@ -7,12 +7,20 @@ knows how the model came about.
 
 from hwnas.export.compare import check_parity, parity
 from hwnas.export.convert import export_model, export_onnx, export_openvino, save_model
-from hwnas.export.folders import FORMATS, find_format, folder_size_mb, load_exported
+from hwnas.export.folders import (
+    FORMATS,
+    find_format,
+    folder_size_mb,
+    load_exported,
+    served_folder,
+)
+from hwnas.export.quantize import calibration, quantize_folder
 from hwnas.export.verify import Verification, export_and_check, measure_against, score_folder
 
 __all__ = [
     "FORMATS",
     "Verification",
+    "calibration",
     "check_parity",
     "export_and_check",
     "export_model",
@@ -23,6 +31,8 @@ __all__ = [
     "load_exported",
     "measure_against",
     "parity",
+    "quantize_folder",
     "save_model",
     "score_folder",
+    "served_folder",
 ]

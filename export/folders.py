@@ -16,11 +16,12 @@ from typing import Any
 from hwnas.anatomy.heads import ending_for, task_of
 from hwnas.errors import UserError
 from hwnas.files import read_json
+from hwnas.latency.target import Target
 
 RUNTIMES = {"model": "torch", "onnx": "onnxruntime", "openvino": "openvino"}  # of each format
 FORMATS = tuple(RUNTIMES)
 
-_MODEL_FILES = {
+MODEL_FILES = {
     "model": "model.safetensors",
     "onnx": "model.onnx",
     "openvino": "openvino_model.xml",
@@ -43,6 +44,12 @@ def format_for(runtime: str) -> str:
     return next(name for name, served_by in RUNTIMES.items() if served_by == runtime)
 
 
+def served_folder(target: Target) -> str:
+    """The name of the folder that a target serves: its runtime's format, at its precision."""
+    name = format_for(target.runtime)
+    return name if target.precision == "fp32" else f"{name}-{target.precision}"
+
+
 def find_format(folder: Path) -> str:
     """The format of an exported folder.
 
@@ -51,13 +58,13 @@ def find_format(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; export the model first")
-    for name, file in _MODEL_FILES.items():
+    for name, file in MODEL_FILES.items():
         if (folder / file).is_file():
             if not (folder / "config.json").is_file():
                 raise UserError(f"{folder}: has {file} but no config.json; export the model again")
             return name
     raise UserError(
-        f"{folder}: no exported model in it (none of {', '.join(_MODEL_FILES.values())})"
+        f"{folder}: no exported model in it (none of {', '.join(MODEL_FILES.values())})"
     )
 
 

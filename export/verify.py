@@ -21,7 +21,9 @@ from hwnas.export.folders import (
     folder_size_mb,
     format_for,
     load_exported,
+    served_folder,
 )
+from hwnas.export.quantize import quantize_folder
 from hwnas.files import write_json
 from hwnas.latency.target import DEVICES, Target
 from hwnas.progress import bar
@@ -50,8 +52,8 @@ class Verification(Record):
     p90_ms: float
     reference_ms: float  # the reference's median
     samples: int
-    parity: dict[str, float]  # format -> largest difference of a logit from torch's
-    size_mb: dict[str, float]  # format -> size of the folder, 10^6 bytes
+    parity: dict[str, float]  # unquantized format -> largest difference of a logit from torch's
+    size_mb: dict[str, float]  # folder's name -> its size, 10^6 bytes
 
 
 def verify(
@@ -80,7 +82,7 @@ def verify(
         UserError: `reference` or the folder that the target serves is missing.
         HwnasError: a folder's logits differ from the model's by more than `tolerance`.
     """
-    served = out / format_for(target.runtime)
+    served = out / served_folder(target)
     for folder in (served, reference):
         find_format(folder)
     present = [name for name in FORMATS if (out / name).is_dir()]
@@ -101,7 +103,7 @@ def verify(
         reference_ms=paired.reference_ms,
         samples=paired.samples,
         parity=parity,
-        size_mb={name: folder_size_mb(out / name) for name in present},
+        size_mb={name: folder_size_mb(out / name) for name in {*present, served.name}},
     )
     write_json(out / RECORD, record)
     return record
@@ -163,7 +165,8 @@ def export_and_check(model: str | Path, out: Path, target: Target) -> Verificati
 
     Args:
         model: a folder of safetensors.
-        out: gets `model/`, `onnx/`, `openvino/` and `export.json`.
+        out: gets `model/`, `onnx/`, `openvino/`, `export.json` and, for a target that is not
+            fp32, the quantized folder that it serves.
         target: where and at what shape it is timed.
 
     Raises:
@@ -175,11 +178,19 @@ def export_and_check(model: str | Path, out: Path, target: Target) -> Verificati
     from hwnas.models import load, load_model
 
     target.check_exportable()
+    if target.precision == "int8-static":
+        raise UserError(
+            f"target {target}: int8-static is calibrated on texts of a task; "
+            "hwnas run has some, here choose another precision"
+        )
     require(target)
     dense = load(model)  # refuses weights without a head, where `load_model` would invent one
     _, tokenizer = load_model(str(model))
-    for name in FORMATS:
+    for name in {*FORMATS, served_folder(target)}:
         if (out / name).exists():
             raise UserError(f"{out / name}: exists already; choose another --out or remove it")
-    export_model(dense, tokenizer, out)
+    written = export_model(dense, tokenizer, out)
+    if target.precision != "fp32":
+        exact = written[format_for(target.runtime)]
+        quantize_folder(exact, out / served_folder(target), target.precision)
     return verify(dense, out, out / "model", random_rows(dense, tokenizer), target)

@@ -18,6 +18,7 @@ import typer
 
 from hwnas import __version__
 from hwnas.errors import BudgetError, HwnasError, UserError
+from hwnas.processes import leading
 from hwnas.progress import warn
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def run(
     folder = out or _new_run()
     _quiet(json)
     summary = _run(settings, folder, resume, table, reuse)
+    if not leading():
+        return
     if json:
         _print_json(summary)
     else:
@@ -138,6 +141,39 @@ def _run(recipe: Recipe, folder: Path, resume: bool, table: Path | None, reuse: 
     from hwnas.pipeline import run as run_pipeline
 
     return run_pipeline(recipe, folder, resume=resume, given=Given(table, reuse))
+
+
+@app.command()
+def supernet(
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe file (YAML), or the name of a shipped one, e.g. sst2.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run directory; `hwnas run --resume` goes on there.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="A latency table of this model and target: a file, or a shipped one."),
+    ] = None,
+    reuse: Annotated[
+        Path | None, typer.Option(help="Take baseline and table from this run directory.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train a recipe's super-network only; with torchrun, in several processes."""
+    from hwnas.pipeline import Given, train_supernet
+    from hwnas.recipe import load_recipe
+
+    settings = load_recipe(recipe)
+    _quiet(json)
+    made = train_supernet(settings, out, resume=resume, given=Given(table, reuse))
+    if not leading():
+        return
+    steps, size = made.inputs.plan.supernet_steps, made.space.size()
+    if json:
+        _print_plain({"path": str(out / "supernet"), "steps": steps, "subnetworks": size})
+    else:
+        print(f"{out / 'supernet'}: {steps} steps, {size:.3g} subnetworks")
+        print(f"go on: hwnas run {recipe} --out {out} --resume")
 
 
 def _new_run() -> Path:

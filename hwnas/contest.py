@@ -73,6 +73,16 @@ class Contest:
         validation = self.inputs.search_validation
         return self.inputs.task.kind.divergence(self.teacher_answers, answers, validation)
 
+    def signal(self, answers: np.ndarray) -> float:
+        """What the search compares candidates by, see `search.spec`; lower is better."""
+        task, validation = self.inputs.task, self.inputs.search_validation
+        match self.inputs.recipe.search.signal:
+            case "loss":
+                return task.kind.loss(answers, validation)
+            case "metric":
+                return 100 - task.kind.score(task.metric, answers, validation)
+        return self.divergence(answers)
+
 
 def choose_structures(contest: Contest, budget: str) -> Selection:
     """`selection/<budget>.json`: structures that were measured within the budget.
@@ -128,12 +138,12 @@ class _StructureClock:
 
 
 def _search(contest: Contest, budget: str) -> Proposer:
-    """Proposals by search: seeds, then evolution, on divergence from the teacher."""
+    """Proposals by search: seeds, then evolution, on the recipe's quality signal."""
     inputs, network = contest.inputs, contest.network
     assert network is not None
     lines = inputs.directory.lines("candidates.jsonl")
-    # an interrupted search is made again, with the divergences that it had found
-    known = {Subnetwork.of(line["genome"]): line["divergence"] for line in lines}
+    # an interrupted search is made again, with the signals that it had found
+    known = {Subnetwork.of(line["genome"]): line["signal"] for line in lines}
     others = [line for line in lines if line["budget"] != budget]
     inputs.directory.rewrite("candidates.jsonl", others)
 
@@ -144,9 +154,9 @@ def _search(contest: Contest, budget: str) -> Proposer:
                 if subnetwork not in known:
                     with network.as_subnetwork(subnetwork) as model:
                         answers = predict(model, inputs.search_validation)
-                    known[subnetwork] = contest.divergence(answers)
-                apart: float = known[subnetwork]
-                return apart
+                    known[subnetwork] = contest.signal(answers)
+                signal: float = known[subnetwork]
+                return signal
 
             def record(candidate: Evaluated) -> None:
                 advance(1)
@@ -155,7 +165,7 @@ def _search(contest: Contest, budget: str) -> Proposer:
                     round=number,
                     kind=candidate.kind,
                     genome=candidate.subnetwork.genome,
-                    divergence=candidate.divergence,
+                    signal=candidate.signal,
                     predicted_ms=candidate.predicted_ms,
                 )
                 inputs.directory.append("candidates.jsonl", line.model_dump())

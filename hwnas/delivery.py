@@ -7,7 +7,7 @@ Latency is measured in pairs with the exported baseline; the ratio decides wheth
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,12 @@ from hwnas.anatomy import find_shape
 from hwnas.files import read_model, write_json, write_text
 from hwnas.latency.measure import Paired, confirmed
 from hwnas.latency.table import LatencyTable
-from hwnas.latency.target import Budget
+from hwnas.latency.target import Budget, Target
 from hwnas.latency.validation import operations
 from hwnas.models import load, load_tokenizer
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
-from hwnas.summary import Baseline, Chosen, Compute, Summary
+from hwnas.summary import Baseline, Chosen, Compute, Summary, Unquantized
 from hwnas.tasks.predict import predict
 from hwnas.training.baseline import read_history
 
@@ -39,7 +39,7 @@ _PACKAGES = ("hwnas", "torch", "transformers", "optimum", "onnx", "onnxruntime",
 class Served:
     """An exported model as the target serves it."""
 
-    folder: Path  # holds model/, onnx/ and openvino/
+    folder: Path  # holds model/, onnx/ and openvino/, and a quantized one if that is served
     metric: float
     size_mb: float
     params: int
@@ -62,6 +62,9 @@ def deliver(
         _export(inputs, path / "baseline" / "model", path / "baseline")
         for budget, winner in winners.items():
             _export(inputs, winner.weights, folders[budget], trim=recipe.vocabulary.trim)
+        if inputs.target.precision != "fp32":
+            for folder in (path / "baseline", *folders.values()):
+                _quantize(inputs, folder)
     with directory.stage("verify"):
         timing = {budget: _time(inputs, budget, folder) for budget, folder in folders.items()}
         parity = {budget: _parity(inputs, folder) for budget, folder in folders.items()}
@@ -79,6 +82,7 @@ def deliver(
         flops=original.flops,
         steps=history.steps,
         converged=history.converged,
+        unquantized=_unquantized(inputs, latency_ms),
     )
     chosen = [
         _chosen(
@@ -111,11 +115,13 @@ def deliver(
 
 
 def _write(path: Path, summary: Summary) -> None:
+    from hwnas.export import FORMATS, served_folder
     from hwnas.report.card import card
     from hwnas.report.html import write_report
 
+    served = served_folder(Target.parse(summary.target))
     for chosen in summary.chosen:
-        for form in ("model", "onnx", "openvino"):
+        for form in {*FORMATS, served}:
             write_text(path / chosen.path / form / "README.md", card(summary, chosen))
     write_json(path / "summary.json", summary)
     write_report(path)
@@ -137,6 +143,45 @@ def _export(inputs: Inputs, weights: Path, out: Path, *, trim: bool = False) -> 
     export_model(model, tokenizer, out, missing)
 
 
+def _quantize(inputs: Inputs, folder: Path) -> None:
+    """Write the folder that a quantized target serves, beside the exact one."""
+    from hwnas.export import calibration, quantize_folder
+    from hwnas.export.quantize import CALIBRATION_ROWS
+
+    out = _served_folder(inputs, folder)
+    if not out.exists():
+        first = inputs.task.train.select(range(min(len(inputs.task.train), CALIBRATION_ROWS)))
+        encoded = _read_by(inputs, folder, first, inputs.train)
+        rows = calibration(encoded, load_tokenizer(folder / "model"))
+        quantize_folder(_exact_folder(inputs, folder), out, inputs.target.precision, rows)
+
+
+def _unquantized(inputs: Inputs, latency_ms: float) -> Unquantized | None:
+    """The baseline in full precision; None where that is what the target serves.
+
+    Args:
+        latency_ms: of the baseline as it is served.
+    """
+    from hwnas.export import folder_size_mb, measure_against, score_folder
+
+    if inputs.target.precision == "fp32":
+        return None
+    folder, task = inputs.path / "baseline", inputs.task
+    exact = _exact_folder(inputs, folder)
+
+    def ratio() -> dict[str, float]:
+        pairs = inputs.recipe.measure.pairs
+        served = _served_folder(inputs, folder)
+        return {"ratio": measure_against(exact, served, inputs.target, pairs=pairs).ratio}
+
+    measured = inputs.directory.measured("baseline in full precision", ratio)
+    return Unquantized(
+        metric=score_folder(exact, inputs.test, task.kind, task.metric),
+        latency_ms=measured["ratio"] * latency_ms,
+        size_mb=folder_size_mb(exact),
+    )
+
+
 def _read_by(inputs: Inputs, folder: Path, split: Dataset, encoded: Dataset) -> Dataset:
     """A split as the folder's own tokenizer reads it: `encoded`, unless its vocabulary is trimmed.
 
@@ -151,11 +196,17 @@ def _read_by(inputs: Inputs, folder: Path, split: Dataset, encoded: Dataset) -> 
 
 
 def _served_folder(inputs: Inputs, folder: Path) -> Path:
-    """The folder that the target's runtime serves."""
-    return (
-        folder
-        / {"openvino": "openvino", "onnxruntime": "onnx", "torch": "model"}[inputs.target.runtime]
-    )
+    """The folder that the target serves."""
+    from hwnas.export import served_folder
+
+    return folder / served_folder(inputs.target)
+
+
+def _exact_folder(inputs: Inputs, folder: Path) -> Path:
+    """The folder of the target's runtime in full precision."""
+    from hwnas.export import served_folder
+
+    return folder / served_folder(replace(inputs.target, precision="fp32"))
 
 
 def _time(inputs: Inputs, budget: str, folder: Path) -> dict[str, Any]:
@@ -237,12 +288,12 @@ def _chosen(
         kind=winner.structure.kind,
         genome=winner.structure.genome,
         metric=served.metric,
-        kept=served.metric / baseline.metric if baseline.metric else 1.0,
+        kept=served.metric / baseline.best_metric if baseline.best_metric else 1.0,
         predicted_ms=winner.structure.predicted_ms,
         measured_ms=measured_ms,
         ratio=timing["ratio"],
         runtime=inputs.target.runtime,
-        precision="fp32",
+        precision=inputs.target.precision,
         size_mb=served.size_mb,
         params=served.params,
         flops=served.flops,

@@ -24,16 +24,37 @@ from hwnas.files import read_model, replacing
 from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
+from hwnas.processes import leader_first
 from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
 from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
+from hwnas.subnetwork import Subnetwork, macs
 from hwnas.summary import Compute, Summary
 from hwnas.tasks.embedding import Embedding
 from hwnas.tasks.loading import load_task
+from hwnas.tasks.unlabelled import load_text
 from hwnas.training.baseline import MOVEMENT
 from hwnas.training.compute import FORWARD, ComputePlan, step_cost, supernet_cost
+
+# the settings that a baseline, or a table, is made by; how long it is trained is compared apart
+_OF_BASELINE = (
+    "model",
+    "task.",
+    "target",
+    "seed",
+    "space.hidden",
+    "compute.minutes",
+    "compute.batch",
+    "compute.start_steps",
+    "compute.plateau_rows",
+    "training.baseline_rate",
+    "training.accumulate",
+    "training.precision",
+    "training.dropout",
+    "training.freeze_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -55,27 +76,60 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
         BudgetError: a budget cannot be met.
     """
     given = given or Given()
-    inputs = prepare(recipe, out, resume=resume, given=given)
+    contest = _until_network(recipe, out, resume=resume, given=given)
+    inputs = contest.inputs
+    compute = _rival_compute(inputs, given) if recipe.strategy != "search" else 0.0
+    winners = _winners(contest, compute)
+    inputs.directory.rewrite(
+        "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
+    )
+    with leader_first():
+        return deliver(inputs, contest.table, winners, _spent(contest, winners))
+
+
+def train_supernet(
+    recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None = None
+) -> Contest:
+    """The first part of `run`, up to the trained super-network in `out/supernet`.
+
+    `run` goes on from there in the same folder with `resume`.
+
+    Raises:
+        UserError, BudgetError: as `run`; or the recipe's strategy needs no super-network.
+    """
+    if recipe.strategy != "search":
+        raise UserError(
+            f"strategy: {recipe.strategy} trains no super-network; choose search, or hwnas run"
+        )
+    return _until_network(recipe, out, resume=resume, given=given or Given())
+
+
+def _until_network(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Contest:
+    """Table, baseline, importance, search space and, for a search, the super-network."""
+    with leader_first():
+        inputs = prepare(recipe, out, resume=resume, given=given)
     directory = inputs.directory
-    with directory.stage("table"):
+    with directory.stage("table"), leader_first():
         table = stages.latency_table(inputs, given.table)
         whole = SearchSpace.whole(inputs.shape)
         widths = {"hidden": recipe.space.hidden}
         stages.check_budgets(inputs, table, whole.model_copy(update=widths))
     with directory.stage("baseline"):
         stages.baseline(inputs)
-    with directory.stage("importance"):
+    with directory.stage("importance"), leader_first():
         scores = stages.importance(inputs)
         space = stages.search_space(inputs, table, scores)
-    compute = _rival_compute(inputs, given) if recipe.strategy != "search" else 0.0
     teacher = stages.load_teacher(inputs, scores)
-    with directory.stage("teacher"):
+    with directory.stage("teacher"), leader_first():
         answers = stages.teacher_answers(inputs, teacher)
     network: SuperNetwork | None = None
     if recipe.strategy == "search":
+        if recipe.unlabelled is not None:
+            with directory.stage("general"):
+                network = stages.general_network(inputs, space, scores, teacher)
         with directory.stage("supernet"):
-            network = stages.supernet(inputs, space, scores, teacher)
-    contest = Contest(
+            network = stages.supernet(inputs, space, scores, teacher, network)
+    return Contest(
         inputs=inputs,
         table=table,
         space=space,
@@ -85,11 +139,6 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
         start=stages.starting_network(inputs, scores),
         network=network,
     )
-    winners = _winners(contest, compute)
-    directory.rewrite(
-        "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
-    )
-    return deliver(inputs, table, winners, _spent(contest, winners))
 
 
 def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
@@ -136,6 +185,11 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
         warn(given.table.name, table.doubts())
     if given.reuse is not None:
         _check_reuse(recipe, given.reuse)
+    if recipe.unlabelled is not None:
+        try:
+            load_text(recipe.unlabelled)
+        except UserError as error:
+            raise UserError(f"unlabelled: {error}") from None
     directory = RunDirectory.open(out, recipe, resume)
     if given.reuse is not None:
         _take(given.reuse, out)
@@ -147,8 +201,10 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
 
 def _check_reuse(recipe: Recipe, other: Path) -> None:
     theirs = load_recipe(other / "recipe.yaml")
-    same = {"strategy": recipe.strategy, "budgets": recipe.budgets, "measure": recipe.measure}
-    difference = recipe.difference(theirs.model_copy(update=same))
+    difference = recipe.difference(theirs, _OF_BASELINE)
+    trained, needed = (r.compute.baseline_steps(len(r.budgets)) for r in (theirs, recipe))
+    if not difference and trained < needed:
+        difference = f"{trained} steps there, {needed} would be fair now"
     if difference:
         raise UserError(f"{other}: its baseline is of another recipe ({difference})")
     for name in ("baseline/history.json", "table.json"):
@@ -190,7 +246,7 @@ def _winners(contest: Contest, compute: float) -> dict[str, Winner]:
     found: dict[str, Winner] = {}
     first: Winner | None = None
     for budget in sorted(shares, key=lambda name: -shares[name]):
-        with directory.stage("search"):
+        with directory.stage("search"), leader_first():
             selection = choose_structures(contest, budget)
         with directory.stage("finalists"):
             if contest.network is None:
@@ -210,24 +266,33 @@ def _rival_compute(inputs: Inputs, given: Given) -> float:
     if given.reuse is not None and (given.reuse / "summary.json").exists():
         spent = read_model(given.reuse / "summary.json", Summary).compute
         return spent.supernet + spent.search + spent.finalists
-    plan = inputs.plan
     space = read_model(inputs.path / "space.json", SearchSpace)
+    of_budgets = inputs.plan.for_budgets(stages.budget_shares(inputs))
+    return _network_cost(inputs, space) + of_budgets
+
+
+def _network_cost(inputs: Inputs, space: SearchSpace) -> float:
+    """Full-model steps of the super-network's training, on unlabelled text too."""
+    plan, shape = inputs.plan, inputs.shape
     sandwich = stages.sandwich(inputs, space)
-    return supernet_cost(
-        sandwich, plan.supernet_steps, inputs.shape, inputs.mean_length
-    ) + plan.for_budgets(stages.budget_shares(inputs))
+    cost = supernet_cost(sandwich, plan.supernet_steps, shape, inputs.mean_length)
+    if plan.general_steps:
+        seq = stages.mean_length(inputs.unlabelled)
+        # a step is one of the task's texts, which may be shorter
+        longer = macs(Subnetwork.full(shape), shape, seq) / macs(
+            Subnetwork.full(shape), shape, inputs.mean_length
+        )
+        cost += longer * supernet_cost(sandwich, plan.general_steps, shape, seq)
+    return cost
 
 
 def _spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
     """What was spent, in full-model steps."""
-    inputs, shape = contest.inputs, contest.inputs.shape
-    plan, seq = inputs.plan, inputs.mean_length
+    inputs = contest.inputs
+    plan = inputs.plan
     forward = plan.evaluation_rows / plan.batch * FORWARD
     evaluated = {str(line["genome"]): line for line in inputs.directory.lines("candidates.jsonl")}
-    supernet = 0.0
-    if contest.network is not None:
-        sandwich = stages.sandwich(inputs, contest.space)
-        supernet = supernet_cost(sandwich, plan.supernet_steps, shape, seq)
+    supernet = _network_cost(inputs, contest.space) if contest.network is not None else 0.0
     return Compute(
         baseline=stages.baseline(inputs).steps,
         supernet=round(supernet, 1),
@@ -248,8 +313,6 @@ def _spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
 
 def step_cost_of(genome: list[list[int]], contest: Contest) -> float:
     """One training step of a genome in full-model steps."""
-    from hwnas.subnetwork import Subnetwork
-
     inputs = contest.inputs
     return step_cost(Subnetwork.of(genome), inputs.shape, inputs.mean_length)
 

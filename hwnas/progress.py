@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from hwnas.processes import leading
+
 _LONG = 10.0  # seconds; what is quicker leaves no line in a log
 _quiet = False
 
@@ -22,7 +24,7 @@ def set_quiet(quiet: bool) -> None:
 
 def warn(subject: str, doubts: Iterable[str]) -> None:
     """Say what may mislead in a line each, `warning: subject: doubt`."""
-    for doubt in doubts:
+    for doubt in doubts if leading() else ():
         print(f"warning: {subject}: {doubt}", file=sys.stderr)
 
 
@@ -47,7 +49,8 @@ def bar(description: str, total: float) -> Iterator[Callable[[float], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    hidden = _quiet or not console.is_terminal
+    quiet = _quiet or not leading()
+    hidden = quiet or not console.is_terminal
     begin = time.perf_counter()
     with Progress(*columns, console=console, disable=hidden, refresh_per_second=2) as progress:
         task = progress.add_task(description, total=total)
@@ -57,5 +60,5 @@ def bar(description: str, total: float) -> Iterator[Callable[[float], None]]:
 
         yield advance
     seconds = time.perf_counter() - begin
-    if hidden and not _quiet and seconds >= _LONG:
+    if hidden and not quiet and seconds >= _LONG:
         console.print(f"{description}: {seconds:.0f} s", markup=False, highlight=False)

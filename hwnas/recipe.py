@@ -6,20 +6,23 @@ that ran stands in the run directory, so a run can be repeated and resumed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hwnas.errors import UserError
 from hwnas.files import validate, write_text
 from hwnas.importance.spec import ImportanceSpec
 from hwnas.latency.target import Budget, Target
+from hwnas.search.spec import SearchSpec
 from hwnas.space import SpaceSpec
 from hwnas.tasks.spec import TaskSpec
+from hwnas.tasks.unlabelled import TextSpec
 from hwnas.training.compute import ComputePlan, Precision
 from hwnas.training.sampling import Sampling
 
@@ -82,7 +85,11 @@ class Recipe(Settings):
     training: TrainingSpec = TrainingSpec()
     importance: ImportanceSpec = ImportanceSpec()
     space: SpaceSpec = SpaceSpec()
+    search: SearchSpec = SearchSpec()
     vocabulary: VocabularySpec = VocabularySpec()
+    # text on which the super-network first learns for `compute.general_steps` to have the states
+    # of the baseline, before the task
+    unlabelled: TextSpec | None = None
     measure: MeasureSpec = MeasureSpec()
 
     @field_validator("target")
@@ -104,6 +111,20 @@ class Recipe(Settings):
             raise ValueError(f"budgets {', '.join(values)}: one is given twice; give each once")
         return values
 
+    @model_validator(mode="after")
+    def _two_stages(self) -> Recipe:
+        if (self.unlabelled is None) != (self.compute.general_steps == 0):
+            raise ValueError(
+                "compute.general_steps and unlabelled belong together; give both or neither"
+            )
+        training = self.training
+        if self.unlabelled and training.states_weight == training.relations_weight == 0:
+            raise ValueError(
+                "unlabelled: text without labels teaches by training.states_weight or "
+                "training.relations_weight, and both are 0"
+            )
+        return self
+
     @property
     def task_at_target(self) -> TaskSpec:
         """The task, with texts cut where the target's sequence ends unless the recipe says."""
@@ -114,11 +135,15 @@ class Recipe(Settings):
         """Write the whole recipe as YAML."""
         write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
-    def difference(self, other: Recipe) -> str:
-        """The first setting in which `other` differs, or nothing."""
+    def difference(self, other: Recipe, among: Sequence[str] = ("",)) -> str:
+        """The first setting in which `other` differs, or nothing.
+
+        Args:
+            among: beginnings of the settings that are compared; by default all.
+        """
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        for key in mine.keys() | theirs.keys():
-            if mine.get(key) != theirs.get(key):
+        for key in sorted(mine.keys() | theirs.keys()):
+            if key.startswith(tuple(among)) and mine.get(key) != theirs.get(key):
                 return f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now"
         return ""
 

@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UserError
 from hwnas.files import write_text
+from hwnas.processes import leading
 
 if TYPE_CHECKING:
     from hwnas.recipe import Recipe
 
 
 class RunDirectory:
-    """A folder that holds one run, locked while a process works in it."""
+    """A folder that holds one run, locked while a process (with those it leads) works in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = open(path / "events.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        if not leading():
+            return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -45,7 +48,7 @@ class RunDirectory:
         """
         recipe_file = path / "recipe.yaml"
         if recipe_file.exists():
-            if not resume:
+            if not resume and leading():  # the others find what the leader has made
                 raise UserError(
                     f"{path}: holds a run already; give --resume to go on with it, or another --out"
                 )
@@ -68,7 +71,9 @@ class RunDirectory:
         self._lock.close()
 
     def append(self, name: str, record: dict[str, Any]) -> None:
-        """Append one JSON line to a file of the run."""
+        """Append one JSON line to a file of the run, if this process leads."""
+        if not leading():
+            return
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -79,12 +84,14 @@ class RunDirectory:
             return []
         text = path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
-        if whole != text:
+        if whole != text and leading():
             path.write_text(whole, encoding="utf-8")
         return [json.loads(line) for line in whole.splitlines()]
 
     def rewrite(self, name: str, records: list[dict[str, Any]]) -> None:
-        """Replace a JSONL file of the run by these records."""
+        """Replace a JSONL file of the run by these records, if this process leads."""
+        if not leading():
+            return
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_text(self.path / name, text)
 

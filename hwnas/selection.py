@@ -40,7 +40,7 @@ class TimedStructure(BaseModel):
 
     kind: str
     genome: list[list[int]]
-    divergence: float | None  # from the teacher, with inherited weights; None if not looked at
+    signal: float | None  # of quality, with inherited weights; None if not looked at
     predicted_ms: float
     measured_ms: float
     round: int
@@ -144,7 +144,7 @@ def _timed(
         TimedStructure(
             kind=p.kind,
             genome=p.subnetwork.genome,
-            divergence=None if math.isnan(p.divergence) else p.divergence,
+            signal=None if math.isnan(p.signal) else p.signal,
             predicted_ms=p.predicted_ms,
             measured_ms=time_structure(p.subnetwork),
             round=number,
@@ -159,6 +159,6 @@ def _error(structure: TimedStructure) -> float:
 
 
 def _rank(structure: TimedStructure) -> tuple[float, float]:
-    """The less divergence the better, or, where it was not looked at, the more of the budget."""
-    apart = math.inf if structure.divergence is None else structure.divergence
+    """The lower the signal the better, or, where it was not looked at, the more of the budget."""
+    apart = math.inf if structure.signal is None else structure.signal
     return apart, -structure.measured_ms

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from hwnas.importance.scores import Importance
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.models import load, load_model
+from hwnas.processes import alone
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
 from hwnas.space import FFN_STEP, SearchSpace
@@ -35,6 +36,7 @@ from hwnas.tasks.embedding import Embedding, with_teacher
 from hwnas.tasks.loading import Task
 from hwnas.tasks.predict import predict
 from hwnas.tasks.regression import Regression
+from hwnas.tasks.unlabelled import Unlabelled, load_text
 from hwnas.training.baseline import (
     MOVEMENT,
     BaselineHistory,
@@ -92,6 +94,13 @@ class Inputs:
         return self._encode(self.task.train)
 
     @cached_property
+    def unlabelled(self) -> Dataset:
+        """Encoded text without labels; the recipe must have some."""
+        assert self.recipe.unlabelled is not None
+        found = load_text(self.recipe.unlabelled)
+        return Unlabelled().encode(found, self.tokenizer, self.task.max_length)
+
+    @cached_property
     def search_validation(self) -> Dataset:
         return self._first(self.plan.evaluation_rows)
 
@@ -131,8 +140,7 @@ class Inputs:
     @property
     def mean_length(self) -> int:
         """Tokens of an average training row."""
-        lengths = self.train["length"]
-        return max(1, round(float(sum(lengths)) / len(lengths)))
+        return mean_length(self.train)
 
     def _first(self, count: int) -> Dataset:
         half = self.task.search_validation
@@ -153,6 +161,12 @@ class Inputs:
             original, _ = load_for(self.recipe.model, self.task, seed=self.recipe.seed)
             encoded = with_teacher(encoded, predict(original, self._encode(split)))
         return encoded
+
+
+def mean_length(encoded: Dataset) -> int:
+    """Tokens of an average row."""
+    lengths = encoded["length"]
+    return max(1, round(float(sum(lengths)) / len(lengths)))
 
 
 def load_for(
@@ -177,7 +191,8 @@ def baseline(inputs: Inputs) -> BaselineHistory:
         steps = plan.baseline_steps(len(inputs.recipe.budgets))
         model, _ = load_for(inputs.recipe.model, inputs.task, seed=inputs.recipe.seed)
         if isinstance(inputs.task.kind, Embedding):
-            return keep_original(model, inputs.tokenizer, out)
+            alone(lambda: keep_original(model, inputs.tokenizer, out))
+            return read_history(out)
         # rows come in the order of their hash, so the first ones are a fair sample; what no
         # training needs stays unseen by all models of the run
         enough = min(len(inputs.train), steps * plan.batch)
@@ -353,27 +368,72 @@ def budget_shares(inputs: Inputs) -> list[float]:
     return [budget_share(inputs, budget) for budget in inputs.recipe.budgets]
 
 
-def supernet(
+def general_network(
     inputs: Inputs, space: SearchSpace, scores: Importance, teacher: PreTrainedModel
 ) -> SuperNetwork:
-    """`supernet/`: the weight-sharing network, trained by the sandwich rule with distillation."""
-    out = inputs.path / "supernet"
+    """`general/`: the super-network after the first of two stages, on text without labels.
+
+    What its subnetworks learn there is to have the teacher's states and relations of tokens
+    (general distillation; TinyBERT, section 3.2).
+    """
+    network = starting_network(inputs, scores)
+    return _trained(
+        inputs,
+        network,
+        inputs.unlabelled,
+        inputs.optimization(inputs.plan.general_steps, inputs.recipe.training.supernet_rate, 3),
+        inputs.path / "general",
+        kind=Unlabelled(),
+        teacher=teacher,
+        sandwich=sandwich(inputs, space),
+        title="super-network, general",
+    )
+
+
+def supernet(
+    inputs: Inputs,
+    space: SearchSpace,
+    scores: Importance,
+    teacher: PreTrainedModel,
+    network: SuperNetwork | None = None,
+) -> SuperNetwork:
+    """`supernet/`: the weight-sharing network, trained by the sandwich rule with distillation.
+
+    Args:
+        network: where it starts; by default the students' starting weights.
+    """
+    steps = inputs.plan.supernet_steps
+    return _trained(
+        inputs,
+        network or starting_network(inputs, scores),
+        rows(inputs.train, 0, steps * inputs.plan.batch),
+        inputs.optimization(steps, inputs.recipe.training.supernet_rate, 2),
+        inputs.path / "supernet",
+        kind=inputs.task.kind,
+        teacher=teacher,
+        sandwich=sandwich(inputs, space),
+        title="super-network",
+    )
+
+
+def _trained(
+    inputs: Inputs,
+    network: SuperNetwork,
+    examples: Dataset,
+    optimization: Optimization,
+    out: Path,
+    **how: Any,
+) -> SuperNetwork:
+    """`out/`: the super-network after a training as `how` says."""
     if not out.exists():
-        network = starting_network(inputs, scores)
-        steps = inputs.plan.supernet_steps
-        train(
-            network,
-            inputs.tokenizer,
-            rows(inputs.train, 0, steps * inputs.plan.batch),
-            inputs.optimization(steps, inputs.recipe.training.supernet_rate, 2),
-            out.with_name("supernet-training"),
-            kind=inputs.task.kind,
-            teacher=teacher,
-            sandwich=sandwich(inputs, space),
-            title="super-network",
-        )
-        with replacing(out) as partial:
-            network.model.save_pretrained(partial)
+        work = out.with_name(f"{out.name}-training")
+        train(network, inputs.tokenizer, examples, optimization, work, **how)
+
+        def keep() -> None:
+            with replacing(out) as partial:
+                network.model.save_pretrained(partial)
+
+        alone(keep)
     return SuperNetwork(load(out))
 
 

@@ -18,7 +18,7 @@ class Candidate(Record):
     round: int  # 1, then one more for each correction of the table after a miss
     kind: str  # exact, uniform, layers, hybrid, evolved
     genome: list[list[int]]  # [heads, ffn] for each block, [0, 0] = left out
-    divergence: float  # KL from the teacher on the search's validation data, lower is better
+    signal: float  # of quality on the search's validation data, lower is better
     predicted_ms: float
 
 
@@ -37,8 +37,16 @@ class Finalist(Record):
     survived: bool
 
 
+class Unquantized(Record):
+    """The baseline in full precision, where the target serves it quantized."""
+
+    metric: float  # on the test split
+    latency_ms: float
+    size_mb: float
+
+
 class Baseline(Record):
-    """The original model, trained as its rivals were, exported and measured."""
+    """The original model, trained as its rivals were, exported and measured as it is served."""
 
     metric: float  # on the test split
     latency_ms: float
@@ -47,6 +55,12 @@ class Baseline(Record):
     flops: int
     steps: int  # training steps
     converged: bool  # validation stopped improving before the steps ran out
+    unquantized: Unquantized | None = None
+
+    @property
+    def best_metric(self) -> float:
+        """The metric that smaller models are compared with: that of full precision."""
+        return self.unquantized.metric if self.unquantized else self.metric
 
 
 class Chosen(Record):
@@ -58,7 +72,7 @@ class Chosen(Record):
     kind: str
     genome: list[list[int]]
     metric: float  # on the test split
-    kept: float  # metric / baseline's metric
+    kept: float  # metric / baseline's metric, in full precision
     predicted_ms: float
     measured_ms: float
     ratio: float  # measured in pairs against the baseline

@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from optimum.intel import OVModelForSequenceClassification
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from hwnas.files import read_model
 from hwnas.summary import Summary
@@ -90,6 +94,19 @@ def hwnas(*arguments: object) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "hwnas", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def in_two_processes(*arguments: object) -> subprocess.Popen[str]:
+    """The same, twice, as one run."""
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # any free port
+    return subprocess.Popen(
+        [sys.executable, *command, "-m", "hwnas", *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -267,3 +284,99 @@ def test_a_residual_width_is_searched_too(recipe: Path, tmp_path: Path) -> None:
     finalists = [json.loads(line) for line in lines]
     assert any(len(f["genome"][-1]) == 1 for f in finalists)
     read_model(tmp_path / "out/summary.json", Summary)
+
+
+@pytest.mark.slow
+def test_a_baseline_serves_another_search_in_two_stages(
+    finished: Path, recipe: Path, tmp_path: Path
+) -> None:
+    settings = yaml.safe_load(recipe.read_text())
+    paragraphs = [f"The {i}th paragraph is about the number {i}." for i in range(40)]
+    text = "".join(json.dumps({"text": p}) + "\n\n" for p in paragraphs)
+    (tmp_path / "text.jsonl").write_text(text)
+    settings["unlabelled"] = {"data": str(tmp_path / "text.jsonl")}
+    settings["compute"] |= {"general_steps": 4, "winner_steps": 12}
+    settings["importance"] = {"kind": "magnitude"}
+    settings["search"] = {"signal": "metric"}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(settings))
+    out = tmp_path / "out"
+    finish(hwnas("run", tmp_path / "other.yaml", "--out", out, "--reuse", finished))
+    mine, theirs = (read_model(run / "summary.json", Summary) for run in (out, finished))
+    assert mine.baseline.metric == theirs.baseline.metric
+    assert mine.compute.supernet > 1.5 * theirs.compute.supernet
+    weights = [load_file(out / name / "model.safetensors") for name in ("general", "supernet")]
+    moved = {name for name, w in weights[0].items() if not torch.equal(w, weights[1][name])}
+    assert "classifier.weight" in moved
+    start = load_file(out / "baseline" / "start" / "model.safetensors")
+    assert torch.equal(weights[0]["classifier.weight"], start["classifier.weight"])
+    lines = (out / "candidates.jsonl").read_text().splitlines()
+    signals = [json.loads(line)["signal"] for line in lines]
+    rows = settings["compute"]["evaluation_rows"]
+    right = [(100 - signal) / 100 * rows for signal in signals]
+    assert right == pytest.approx([round(r) for r in right]), "shares of the rows that are right"
+    assert "100 - metric" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_target_in_int8_is_served_in_int8(recipe: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(recipe.read_text())
+    settings["target"] = "openvino:cpu:threads=1,batch=1,seq=32,precision=int8-static"
+    settings["budgets"] = ["75%"]
+    settings["vocabulary"] = {"trim": True}
+    (tmp_path / "int8.yaml").write_text(yaml.safe_dump(settings))
+    out = tmp_path / "out"
+    finish(hwnas("run", tmp_path / "int8.yaml", "--out", out))
+    summary = read_model(out / "summary.json", Summary)
+    (chosen,) = summary.chosen
+    exact = summary.baseline.unquantized
+    assert exact is not None
+    assert chosen.precision == "int8-static"
+    assert chosen.size_mb < summary.baseline.size_mb < exact.size_mb
+    assert chosen.kept == pytest.approx(chosen.metric / exact.metric)
+    served = out / chosen.path / "openvino-int8-static"
+    graph = (served / "openvino_model.xml").read_text()
+    assert "FakeQuantize" in graph and 'element_type="i8"' in graph
+    assert "openvino-int8-static" in (served / "README.md").read_text()
+    assert "baseline, fp32" in (out / "report.html").read_text()
+    model = OVModelForSequenceClassification.from_pretrained(served)
+    tokenizer = AutoTokenizer.from_pretrained(served)
+    assert model(**tokenizer("good morning", return_tensors="pt")).logits.shape == (1, 3)
+
+
+@pytest.mark.slow
+def test_another_baseline_is_refused(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(recipe.read_text())
+    for change, advice in (
+        ({"batch": 4}, "compute.batch: 8 there, 4 now"),
+        ({"winner_steps": 40}, "would be fair now"),
+    ):
+        changed = settings | {"compute": settings["compute"] | change}
+        (tmp_path / "other.yaml").write_text(yaml.safe_dump(changed))
+        run = hwnas("run", tmp_path / "other.yaml", "--out", tmp_path / "out", "--reuse", finished)
+        _, err = run.communicate()
+        assert run.returncode == 2
+        assert advice in err and err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # Python processes that import torch, and measure
+def test_two_processes_make_one_run(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    table = finished / "table.json"
+    finish(in_two_processes("supernet", recipe, "--out", out, "--table", table))
+    start, mine, theirs = (
+        load_file(path / "model.safetensors")
+        for path in (finished / "baseline" / "start", out / "supernet", finished / "supernet")
+    )
+    # of weights that no reordering moves
+    fixed = [n for n in start if "LayerNorm" in n or "classifier" in n]
+    moved = sum(float((theirs[n] - start[n]).square().sum()) for n in fixed)
+    apart = sum(float((theirs[n] - mine[n]).square().sum()) for n in fixed)
+    assert apart < 0.01 * moved
+    events = (out / "events.jsonl").read_text().splitlines()
+    assert sum(json.loads(e)["stage"] == "supernet" for e in events) == 2, "one process writes"
+    finish(in_two_processes("run", recipe, "--out", out, "--resume", "--json"))
+    both, one = (read_model(run / "summary.json", Summary) for run in (out, finished))
+    assert len(both.chosen) == len(BUDGETS)
+    assert both.baseline.metric == pytest.approx(one.baseline.metric, abs=3)
+    assert both.compute.supernet == one.compute.supernet

@@ -21,6 +21,12 @@ def test_difference_names_the_setting():
     assert other.difference(Recipe()) == "seed: 0 there, 4 now"
 
 
+def test_difference_may_be_sought_among_some_settings_only():
+    other = override(Recipe(), "options", {"seed": 4})
+    assert other.difference(Recipe(), ("model", "compute.")) == ""
+    assert other.difference(Recipe(), ("model", "seed")) == "seed: 0 there, 4 now"
+
+
 # what stands in the recipe, the key that the message names, and what it says of it
 BAD = [
     ("budgets: [banana]", "budgets", "budget 'banana'"),
@@ -51,6 +57,15 @@ BAD = [
     ("space: {boundaries: given, ffn: [64]}", "space.heads", "needs a list of widths"),
     ("space: {boundaries: given, heads: [8, 4], ffn: [64]}", "space.heads", "ascending"),
     ("space: {heads: [4]}", "space.heads", "leave them out"),
+    ("search: {signal: luck}", "search.signal", "'divergence', 'loss' or 'metric'"),
+    ("compute: {general_steps: 5}", "", "give both or neither"),
+    ("unlabelled: {data: wiki.jsonl}", "", "give both or neither"),
+    ("unlabelled: {text: line}\ncompute: {general_steps: 5}", "unlabelled.data", "required"),
+    (
+        "unlabelled: {data: a.jsonl}\ncompute: {general_steps: 5}\ntraining: {states_weight: 0}",
+        "",
+        "training.relations_weight",
+    ),
     ("vocabulary: {trim: perhaps}", "vocabulary.trim", "valid boolean"),
     ("seed: -1", "seed", "greater than or equal to 0"),
     ("- a\n- b", "", "expected keys and values"),

@@ -42,6 +42,20 @@ def test_two_processes_cannot_share_a_run(tmp_path):
     first.close()
 
 
+def test_a_process_that_does_not_lead_reads_and_leaves_no_trace(tmp_path, monkeypatch):
+    leader = RunDirectory.open(tmp_path / "run", Recipe(), resume=False)
+    with leader.stage("table"):
+        leader.measured("a", lambda: {"ms": 1.0})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    monkeypatch.setenv("RANK", "1")
+    other = RunDirectory.open(tmp_path / "run", Recipe(), resume=False)
+    with other.stage("table"):
+        assert other.measured("a", lambda: {"ms": 2.0}) == {"ms": 1.0}
+    other.append("candidates.jsonl", {"a": 1})
+    other.rewrite("finalists.jsonl", [])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
 def test_a_measurement_is_made_once(tmp_path):
     run = RunDirectory.open(tmp_path / "run", Recipe(), resume=False)
     values = iter([1.0, 2.0])

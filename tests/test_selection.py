@@ -66,12 +66,12 @@ def test_structures_that_missed_do_not_go_on():
     assert {t.kind for t in selection.timed} == {"uniform", "hybrid"}
 
 
-def test_divergence_that_was_not_looked_at_is_null_in_json():
+def test_a_signal_that_was_not_looked_at_is_null_in_json():
     def rule(predictor, budget_ms, number):
         return [Evaluated("layers", Subnetwork.of([[1, 8]]), math.nan, 8.0)]
 
     selection = select(rule, lambda s: 8.0, Line(), ALLOWANCE, rounds=1)
-    assert json.loads(selection.model_dump_json())["structures"][0]["divergence"] is None
+    assert json.loads(selection.model_dump_json())["structures"][0]["signal"] is None
 
 
 def test_what_leaves_budget_unused_is_searched_again():

@@ -27,6 +27,7 @@ from hwnas.anatomy.modules import BlockModules, Slot, block_modules, blocks, lay
 from hwnas.files import replacing
 from hwnas.importance.scores import Importance, Tensors
 from hwnas.importance.spec import ImportanceSpec
+from hwnas.processes import leading
 from hwnas.progress import bar
 
 if TYPE_CHECKING:
@@ -290,6 +291,8 @@ class Movement(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if not leading():
+            return
         older = list(self.kept.parent.glob(f"{self.kept.stem}-*.safetensors"))
         self._save(self._at(state.global_step))
         for path in set(older) - {self._at(state.global_step)}:
@@ -305,6 +308,8 @@ class Movement(TrainerCallback):
         return self.kept.with_name(f"{self.kept.stem}-{step}.safetensors")
 
     def _save(self, path: Path) -> None:
+        if not leading():
+            return
         from safetensors.torch import save_file
 
         with replacing(path) as partial:

@@ -128,7 +128,7 @@ class Target:
 
     def check_exportable(self) -> None:
         """Raise `UserError` if models can be profiled for this target, but not yet exported."""
-        if self.precision != "fp32" or self.phase != "encode":
+        if self.precision == "bf16" or self.phase != "encode":
             what = self.precision if self.phase == "encode" else f"phase={self.phase}"
             raise UserError(
                 f"target {self}: {what} can be profiled, not yet exported; leave it out"

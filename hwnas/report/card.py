@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from hwnas.latency.target import Target
 from hwnas.report import text
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Chosen, Summary
@@ -26,6 +27,8 @@ def card(summary: Summary, chosen: Chosen) -> str:
     format's folder and the folder that holds them.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from hwnas.export import served_folder
 
     environment = Environment(
         loader=PackageLoader("hwnas.report", ""),
@@ -44,6 +47,7 @@ def card(summary: Summary, chosen: Chosen) -> str:
         header=yaml.safe_dump(_header(summary, chosen), sort_keys=False, allow_unicode=True),
         summary=summary,
         chosen=chosen,
+        served=served_folder(Target.parse(summary.target)),
         metric=text.metric_name(summary.metric),
         score=lambda value: text.metric_value(summary.metric, value),
         structure=text.structure(chosen.genome),

@@ -88,7 +88,7 @@ def _pictures(records: RunRecords, rivals: Sequence[Summary]) -> dict[str, Any]:
     drawn["results"] = plots.results(summary, rivals)
     if records.candidates:
         drawn["pareto"] = plots.pareto(
-            records.candidates, summary.chosen, summary.baseline.latency_ms
+            records.candidates, summary.chosen, summary.baseline.latency_ms, records.signal
         )
     if summary.chosen:
         drawn["layers"] = plots.layers(summary.chosen, records.full)

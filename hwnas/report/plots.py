@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.report.text import metric_name
+from hwnas.search.spec import Signal
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Chosen, Finalist, Summary
 
@@ -66,15 +67,27 @@ _SETTINGS: dict[Any, Any] = {  # of matplotlib's rc parameters
 }
 
 
-def pareto(candidates: Sequence[Candidate], chosen: Sequence[Chosen], baseline_ms: float) -> str:
-    """Every evaluated candidate: predicted latency against divergence from the teacher."""
+_SIGNALS: dict[Signal, str] = {
+    "divergence": "divergence from the teacher",
+    "loss": "loss on the search's validation rows",
+    "metric": "100 - metric on the search's validation rows",
+}
+
+
+def pareto(
+    candidates: Sequence[Candidate],
+    chosen: Sequence[Chosen],
+    baseline_ms: float,
+    signal: Signal = "divergence",
+) -> str:
+    """Every evaluated candidate: predicted latency against the search's quality signal."""
     with drawing("pareto", height=5.2) as (figure, svg):
         axes = figure.add_subplot()
         for kind, (colour, marker) in _styles(c.kind for c in candidates).items():
             points = [c for c in candidates if c.kind == kind]
             axes.scatter(
                 [c.predicted_ms for c in points],
-                [c.divergence for c in points],
+                [c.signal for c in points],
                 s=22 if kind == "evolved" else 44,
                 color=colour,
                 marker=marker,
@@ -87,12 +100,13 @@ def pareto(candidates: Sequence[Candidate], chosen: Sequence[Chosen], baseline_m
         _front(axes, candidates)
         _budget_lines(axes, chosen)
         axes.axvline(baseline_ms, color=_DARK, linewidth=1.4)
-        _side_label(axes, baseline_ms, "baseline (divergence 0)")
+        stated = " (divergence 0)" if signal == "divergence" else ""
+        _side_label(axes, baseline_ms, f"baseline{stated}")
         winners = [(c, found) for c in chosen if (found := _candidate_of(c, candidates))]
         if winners:
             axes.scatter(
                 [found.predicted_ms for _, found in winners],
-                [found.divergence for _, found in winners],
+                [found.signal for _, found in winners],
                 s=260,
                 marker="*",
                 color="#F0E442",
@@ -101,7 +115,7 @@ def pareto(candidates: Sequence[Candidate], chosen: Sequence[Chosen], baseline_m
                 label="chosen",
                 zorder=5,
             )
-        values = [c.divergence for c in candidates]
+        values = [c.signal for c in candidates]
         if values and min(values) > 0 and max(values) > 10 * min(values):
             _logarithmic(axes)
         else:
@@ -110,7 +124,7 @@ def pareto(candidates: Sequence[Candidate], chosen: Sequence[Chosen], baseline_m
         axes.set_xlim(left=0, right=1.18 * slowest)
         axes.set_title("Candidates: the lower and the further left, the better")
         axes.set_xlabel("predicted latency (ms)")
-        axes.set_ylabel("divergence from the teacher (nats)")
+        axes.set_ylabel(_SIGNALS[signal])
         _legend_below(figure, axes)
     return svg()
 
@@ -322,13 +336,13 @@ def _candidate_of(chosen: Chosen, candidates: Sequence[Candidate]) -> Candidate 
 def _front(axes: Axes, candidates: Sequence[Candidate]) -> None:
     """The staircase of candidates that no other one beats in both."""
     best: list[Candidate] = []
-    for c in sorted(candidates, key=lambda c: (c.predicted_ms, c.divergence)):
-        if not best or c.divergence < best[-1].divergence:
+    for c in sorted(candidates, key=lambda c: (c.predicted_ms, c.signal)):
+        if not best or c.signal < best[-1].signal:
             best.append(c)
     if len(best) > 1:
         axes.step(
             [c.predicted_ms for c in best],
-            [c.divergence for c in best],
+            [c.signal for c in best],
             where="post",
             color=GREY,
             linewidth=1.2,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hwnas.errors import UserError
 from hwnas.files import read_model, validate
+from hwnas.recipe import load_recipe
+from hwnas.search.spec import Signal
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Finalist, Record, Summary
@@ -38,6 +40,7 @@ class RunRecords:
     space: SearchSpace | None = None
     # scores by name, as `importance.safetensors` has them: heads.0, ffn.0, ..., layers, residual
     importance: Mapping[str, Floats] | None = None
+    signal: Signal = "divergence"  # by which the search compared candidates
 
 
 def read_summary(run: Path) -> Summary:
@@ -76,7 +79,12 @@ def read_run(run: Path) -> RunRecords:
         full=_full_widths(summary, candidates, space),
         space=space,
         importance=_read_importance(run / "importance.safetensors"),
+        signal=_read_signal(run / "recipe.yaml"),
     )
+
+
+def _read_signal(file: Path) -> Signal:
+    return load_recipe(file).search.signal if file.is_file() else "divergence"
 
 
 def _read_importance(file: Path) -> Mapping[str, Floats] | None:

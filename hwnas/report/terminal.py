@@ -35,6 +35,19 @@ def render(summary: Summary) -> RenderableType:
     table.add_column("met", overflow="fold")
 
     baseline = summary.baseline
+    exact = baseline.unquantized
+    if exact is not None:
+        table.add_row(
+            "baseline, fp32",
+            text.metric_value(summary.metric, exact.metric),
+            "",
+            "",
+            text.milliseconds(exact.latency_ms),
+            f"{exact.latency_ms / baseline.latency_ms:.2f}",
+            f"{exact.size_mb:.1f} MB",
+            text.count(baseline.params),
+            "",
+        )
     table.add_row(
         "baseline",
         text.metric_value(summary.metric, baseline.metric),

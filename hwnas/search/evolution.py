@@ -53,7 +53,7 @@ class Evaluated:
 
     kind: str
     subnetwork: Subnetwork
-    divergence: float
+    signal: float  # of quality, lower is better
     predicted_ms: float
 
 
@@ -115,7 +115,7 @@ def evolve(
             on_candidate(candidate)
             batch.append(candidate)
         found += batch
-        newcomers.set("F", np.array([[c.divergence, c.predicted_ms] for c in batch]))
+        newcomers.set("F", np.array([[c.signal, c.predicted_ms] for c in batch]))
         newcomers.set("G", np.array([[c.predicted_ms - limit(budget_ms)] for c in batch]))
         for individual in newcomers:
             individual.evaluated.update(("F", "G"))
@@ -164,7 +164,7 @@ def finalists(evaluated: Sequence[Evaluated], budget_ms: float) -> list[Evaluate
     fewer blocks against them (METHODS, last section), so one of each goes on.
     """
     best: dict[str, Evaluated] = {}
-    for candidate in sorted(evaluated, key=lambda c: c.divergence):
+    for candidate in sorted(evaluated, key=lambda c: c.signal):
         if candidate.predicted_ms <= limit(budget_ms):
             best.setdefault(group_of(candidate.subnetwork), candidate)
     return [best[group] for group in GROUPS if group in best]

@@ -138,7 +138,7 @@ def _read_source(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
     if spec.data.startswith("demo:"):
         raise UserError(f"data {spec.data!r}: unknown demo data; known: demo:tweets")
     parse = spec.task_kind.parse
-    if _is_file(spec.data):
+    if is_file(spec.data):
         return {"train": read_file(Path(spec.data).expanduser(), spec.columns, parse)}, []
     splits = dict(zip(("train", "test"), spec.known.splits, strict=True)) if spec.known else None
     return read_hub(spec.data, spec.subset, spec.columns, parse, splits)
@@ -159,7 +159,8 @@ def _read_tweets(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
     return {"train": rows}, notes
 
 
-def _is_file(data: str) -> bool:
+def is_file(data: str) -> bool:
+    """Whether `data` names a file, rather than a data set of the hub."""
     path = Path(data).expanduser()
     if path.is_dir():  # of files that `load_dataset` reads
         return False

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hwnas.files import read_model, replacing, write_json
 from hwnas.importance.kinds import Movement
+from hwnas.processes import alone, leading
 from hwnas.tasks.kinds import Kind
 from hwnas.tasks.predict import predict
 from hwnas.training.trainer import Optimization, train
@@ -99,7 +100,8 @@ class _Watch(TrainerCallback):
         self.losses[step] = loss
         if loss < best:
             _save(model, self.kept / "best")
-        write_json(self.log, _Log(losses=self.losses))
+        if leading():
+            write_json(self.log, _Log(losses=self.losses))
 
 
 class _Log(BaseModel):
@@ -150,20 +152,22 @@ def train_baseline(
         converged=converged,
         validation=watch.losses,
     )
-    with replacing(out) as partial:
-        shutil.copytree(best, partial / "model")
-        tokenizer.save_pretrained(partial / "model")
-        shutil.copytree(best if converged else work / "kept" / "start", partial / "start")
-        if movement:
-            shutil.copy(work / "kept" / MOVEMENT, partial)
-        write_json(partial / "history.json", history)
-    shutil.rmtree(work)
+
+    def keep() -> None:
+        with replacing(out) as partial:
+            shutil.copytree(best, partial / "model")
+            tokenizer.save_pretrained(partial / "model")
+            shutil.copytree(best if converged else work / "kept" / "start", partial / "start")
+            if movement:
+                shutil.copy(work / "kept" / MOVEMENT, partial)
+            write_json(partial / "history.json", history)
+        shutil.rmtree(work)
+
+    alone(keep)
     return history
 
 
-def keep_original(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path
-) -> BaselineHistory:
+def keep_original(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write what `train_baseline` writes, of a model that is itself what students are to equal."""
     history = BaselineHistory(steps=0, start_steps=0, converged=True, validation={})
     with replacing(out) as partial:
@@ -171,7 +175,6 @@ def keep_original(
             model.save_pretrained(partial / name)
         tokenizer.save_pretrained(partial / "model")
         write_json(partial / "history.json", history)
-    return history
 
 
 def read_history(out: Path) -> BaselineHistory:
@@ -180,5 +183,7 @@ def read_history(out: Path) -> BaselineHistory:
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
+    if not leading():
+        return
     with replacing(folder) as partial:
         model.save_pretrained(partial)

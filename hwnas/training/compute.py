@@ -33,6 +33,7 @@ class ComputePlan(BaseModel):
     minutes: float | None = Field(None, gt=0)  # of training, all stages; scales the steps below
     batch: int = Field(16, gt=0)
     start_steps: int = Field(260, ge=1)  # of the original, before the students start from it
+    general_steps: int = Field(0, ge=0)  # of the super-network before, on unlabelled text
     supernet_steps: int = Field(16, ge=1)
     evaluations: int = Field(12, ge=1)  # candidates that the search evaluates, for each budget
     evaluation_rows: int = Field(96, ge=1)  # validation rows that the search looks at
@@ -60,6 +61,7 @@ class ComputePlan(BaseModel):
         return self.model_copy(
             update={
                 "start_steps": times(self.start_steps),
+                "general_steps": times(self.general_steps) if self.general_steps else 0,
                 "supernet_steps": times(self.supernet_steps),
                 "first_rung_steps": times(self.first_rung_steps),
                 "winner_steps": times(self.winner_steps),
@@ -71,7 +73,7 @@ class ComputePlan(BaseModel):
         """Full-model steps of a whole run with budgets of these shares of the full model."""
         return (
             self.baseline_steps(len(shares))
-            + self.supernet_steps * sandwich_cost
+            + (self.general_steps + self.supernet_steps) * sandwich_cost
             + self.for_budgets(shares)
         )
 

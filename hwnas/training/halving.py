@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from hwnas.files import read_model, replacing, write_json
 from hwnas.models import load
+from hwnas.processes import alone
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.kinds import Kind
 from hwnas.tasks.predict import predict
@@ -126,17 +128,8 @@ def halve(
                     teacher=teacher,
                     title=title,
                 )
-                answers = predict(model, validation)
-                result = RungResult(
-                    entrant=i,
-                    rung=number,
-                    steps=taken + steps,
-                    loss=kind.loss(answers, validation),
-                    metric=kind.score(metric, answers, validation),
-                )
-                with replacing(out) as partial:
-                    model.save_pretrained(partial)
-                    write_json(partial / "result.json", result)
+                standing_at = (i, number, taken + steps)
+                alone(partial(_judge, model, validation, kind, metric, standing_at, out))
             standing.append(read_model(out / "result.json", RungResult))
         taken += rung.steps or 0
         results += standing
@@ -144,6 +137,29 @@ def halve(
         alive = [r.entrant for r in standing[: rung.survivors]]
     winner = alive[0]
     return Halving(tuple(results), winner, _weights(folder, winner, len(rungs) - 1))
+
+
+def _judge(
+    model: PreTrainedModel,
+    validation: Dataset,
+    kind: Kind,
+    metric: str,
+    at: tuple[int, int, int],
+    out: Path,
+) -> None:
+    """Write the model to `out`, with how it stands at this entrant, rung and step."""
+    answers = predict(model, validation)
+    entrant, rung, steps = at
+    result = RungResult(
+        entrant=entrant,
+        rung=rung,
+        steps=steps,
+        loss=kind.loss(answers, validation),
+        metric=kind.score(metric, answers, validation),
+    )
+    with replacing(out) as folder:
+        model.save_pretrained(folder)
+        write_json(folder / "result.json", result)
 
 
 def _weights(folder: Path, entrant: int, rung: int) -> Path:

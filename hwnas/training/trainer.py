@@ -8,7 +8,6 @@ epochs, and resumes to the same weights.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -33,6 +32,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
+from hwnas.processes import count
 from hwnas.progress import bar
 from hwnas.tasks.classification import Classification
 from hwnas.tasks.kinds import Kind
@@ -301,7 +301,7 @@ def _per_pass(optimization: Optimization) -> int:
     Raises:
         UserError: a batch cannot be divided so.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = count()
     rows, rest = divmod(optimization.batch, processes * optimization.accumulate)
     if rest or not rows:
         raise UserError(

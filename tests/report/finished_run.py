@@ -109,13 +109,13 @@ def make_candidates(count: int = 90) -> list[Candidate]:
     return [*records, *(_candidate(*winner) for winner in winners)]
 
 
-def _candidate(budget: str, kind: str, genome: list[list[int]], divergence: float) -> Candidate:
+def _candidate(budget: str, kind: str, genome: list[list[int]], signal: float) -> Candidate:
     return Candidate(
         budget=budget,
         round=1,
         kind=kind,
         genome=genome,
-        divergence=divergence,
+        signal=signal,
         predicted_ms=predicted(genome),
     )
 

@@ -35,7 +35,7 @@ def test_pareto_names_kinds_budgets_and_axes() -> None:
     text = words(plots.pareto(make_candidates(), winners, BASELINE_MS))
     for needed in (
         "budget 50%", "budget 33%", "chosen", "uniform (1)", "baseline (divergence 0)",
-        "predicted latency (ms)", "divergence from the teacher (nats)",
+        "predicted latency (ms)", "divergence from the teacher",
     ):  # fmt: skip
         assert needed in text, needed
 
@@ -47,7 +47,7 @@ def test_pareto_marks_only_what_the_search_looked_at() -> None:
 
 def test_pareto_of_a_wide_range_is_logarithmic_with_plain_numbers() -> None:
     candidates = [
-        c.model_copy(update={"divergence": d})
+        c.model_copy(update={"signal": d})
         for c, d in zip(make_candidates(3), (0.01, 0.1, 1.0, 0.5, 0.2), strict=True)
     ]
     text = words(plots.pareto(candidates, [], BASELINE_MS))

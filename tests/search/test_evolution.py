@@ -48,8 +48,8 @@ def test_seeds_come_first_and_keep_their_kind() -> None:
 
 def test_improves_on_its_seeds() -> None:
     found = run(evaluations=150)
-    of_seeds = min(c.divergence for c in found if c.kind != "evolved")
-    assert min(c.divergence for c in found) < of_seeds
+    of_seeds = min(c.signal for c in found if c.kind != "evolved")
+    assert min(c.signal for c in found) < of_seeds
 
 
 def test_beats_random_structures_of_the_same_cost_and_number() -> None:
@@ -61,7 +61,7 @@ def test_beats_random_structures_of_the_same_cost_and_number() -> None:
         subnetwork = SPACE.sample(rng, drop=0.1)
         if COST.predict(subnetwork) <= 0.5 * FULL_MS:
             sampled.append(true_loss(subnetwork))
-    assert min(c.divergence for c in run()) < min(sampled)
+    assert min(c.signal for c in run()) < min(sampled)
 
 
 def test_same_seed_same_candidates_other_seed_others() -> None:
@@ -114,8 +114,8 @@ def test_finalists_are_the_best_of_each_kind_within_the_budget() -> None:
     best = finalists(found, 0.5 * FULL_MS)
     assert [c.subnetwork.depth == DEPTH for c in best] == [True, False]
     widths, depth = best
-    assert widths.divergence == min(c.divergence for c in found if c.subnetwork.depth == DEPTH)
-    assert depth.divergence == min(c.divergence for c in found if c.subnetwork.depth < DEPTH)
+    assert widths.signal == min(c.signal for c in found if c.subnetwork.depth == DEPTH)
+    assert depth.signal == min(c.signal for c in found if c.subnetwork.depth < DEPTH)
 
 
 def test_finalists_leave_out_what_is_over_the_budget() -> None:

@@ -1,0 +1,84 @@
+"""A quantized copy of an exported folder, for targets whose precision is int8 or int4.
+
+It stands beside the folder that it was made of, `openvino-int8-static/` beside `openvino/`: the
+exact one keeps its parity with torch, the quantized one is what the target serves. Optimum loads
+either in the same way.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwnas.export.folders import MODEL_FILES, find_format, quiet
+from hwnas.files import replacing
+from hwnas.latency.precision import group_for, quantized
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    Feed = dict[str, npt.NDArray[np.integer[Any]]]
+
+CALIBRATION_ROWS = 256
+
+
+def quantize_folder(source: Path, out: Path, precision: str, rows: Sequence[Feed] = ()) -> None:
+    """Write `out`: the exported model in `source`, quantized.
+
+    Args:
+        source: an ONNX or OpenVINO folder.
+        precision: one that `target.PRECISIONS` lists for its runtime.
+        rows: a task's inputs, see `calibration`; static quantization needs some.
+
+    Raises:
+        UserError: no exported model in `source`.
+    """
+    from transformers import AutoConfig
+
+    from hwnas.anatomy import find_shape
+
+    file = MODEL_FILES[find_format(source)]
+    group = group_for(find_shape(AutoConfig.from_pretrained(source)))
+    with replacing(out) as partial, quiet():
+        weights = (file, Path(file).with_suffix(".bin").name)
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*weights))
+        if file.endswith(".onnx"):
+            import onnx
+
+            proto = onnx.load(source / file)
+            taken = {value.name for value in proto.graph.input}
+            small = quantized(proto, "onnxruntime", precision, list(_only(rows, taken)), group)
+            onnx.save(small, partial / file)
+        else:
+            import openvino
+
+            from hwnas.latency.runtimes import openvino_core
+
+            graph = openvino_core().read_model(source / file)
+            taken = {name for port in graph.inputs for name in port.get_names()}
+            small = quantized(graph, "openvino", precision, list(_only(rows, taken)), group)
+            openvino.save_model(small, partial / file, compress_to_fp16=False)
+
+
+def calibration(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Feed]:
+    """The first rows of a task as a model's inputs, each a batch of one `(1, seq)`.
+
+    Args:
+        encoded: rows as `Kind.encode` makes them.
+    """
+    from hwnas.training.trainer import collator, model_columns, questions
+
+    rows = model_columns(encoded)
+    rows = rows.select(range(min(len(rows), CALIBRATION_ROWS)))
+    collate = collator(tokenizer, rows)
+    return [{k: v.numpy() for k, v in questions(collate([row])).items()} for row in rows]
+
+
+def _only(rows: Sequence[Feed], names: set[str]) -> Iterator[Feed]:
+    for row in rows:
+        yield {name: value for name, value in row.items() if name in names}
