@@ -303,7 +303,7 @@ def test_a_baseline_serves_another_search_in_two_stages(
     finish(hwnas("run", tmp_path / "other.yaml", "--out", out, "--reuse", finished))
     mine, theirs = (read_model(run / "summary.json", Summary) for run in (out, finished))
     assert mine.baseline.metric == theirs.baseline.metric
-    assert mine.compute.supernet > 1.5 * theirs.compute.supernet
+    assert mine.compute.supernet > 1.2 * theirs.compute.supernet
     weights = [load_file(out / name / "model.safetensors") for name in ("general", "supernet")]
     moved = {name for name, w in weights[0].items() if not torch.equal(w, weights[1][name])}
     assert "classifier.weight" in moved
