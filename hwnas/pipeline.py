@@ -78,7 +78,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     given = given or Given()
     contest = _until_network(recipe, out, resume=resume, given=given)
     inputs = contest.inputs
-    compute = _rival_compute(inputs, given) if recipe.strategy != "search" else 0.0
+    compute = _rival_compute(inputs, given) if recipe.strategy != "search" else {}
     winners = _winners(contest, compute)
     inputs.directory.rewrite(
         "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
@@ -239,8 +239,12 @@ def _fit_to_minutes(inputs: Inputs, minutes: float) -> ComputePlan:
     return plan.scaled(minutes * 60 / (plan.total(shares) * speed["seconds"]))
 
 
-def _winners(contest: Contest, compute: float) -> dict[str, Winner]:
-    """The winner of every budget, in the recipe's order; the largest is contested first."""
+def _winners(contest: Contest, compute: dict[str, float]) -> dict[str, Winner]:
+    """The winner of every budget, in the recipe's order; the largest is contested first.
+
+    Args:
+        compute: full-model steps for each budget, where a rival shrinks directly.
+    """
     inputs, directory = contest.inputs, contest.inputs.directory
     shares = {budget: stages.budget_share(inputs, budget) for budget in inputs.recipe.budgets}
     found: dict[str, Winner] = {}
@@ -250,10 +254,7 @@ def _winners(contest: Contest, compute: float) -> dict[str, Winner]:
             selection = choose_structures(contest, budget)
         with directory.stage("finalists"):
             if contest.network is None:
-                # budgets take about equal steps, as they do in a searched run
-                weights = {name: share + FORWARD for name, share in shares.items()}
-                part = compute * weights[budget] / sum(weights.values())
-                steps = rival_steps(contest, selection, part)
+                steps = rival_steps(contest, selection, compute[budget])
                 found[budget] = train_finalists(contest, budget, selection, steps=steps)
             else:
                 found[budget] = train_finalists(contest, budget, selection, forerunner=first)
@@ -261,14 +262,27 @@ def _winners(contest: Contest, compute: float) -> dict[str, Winner]:
     return {budget: found[budget] for budget in inputs.recipe.budgets}
 
 
-def _rival_compute(inputs: Inputs, given: Given) -> float:
-    """Full-model steps that a rival may spend on all its budgets: what the searched run spends."""
+def _rival_compute(inputs: Inputs, given: Given) -> dict[str, float]:
+    """Full-model steps that a rival may spend on each budget: a part of the searched run's.
+
+    Of a searched run with more budgets, it has those budgets' part.
+    """
+    budgets = inputs.recipe.budgets
     if given.reuse is not None and (given.reuse / "summary.json").exists():
-        spent = read_model(given.reuse / "summary.json", Summary).compute
-        return spent.supernet + spent.search + spent.finalists
-    space = read_model(inputs.path / "space.json", SearchSpace)
-    of_budgets = inputs.plan.for_budgets(stages.budget_shares(inputs))
-    return _network_cost(inputs, space) + of_budgets
+        summary = read_model(given.reuse / "summary.json", Summary)
+        spent = summary.compute
+        total = spent.supernet + spent.search + spent.finalists
+        of = tuple(chosen.budget for chosen in summary.chosen)
+    else:
+        space = read_model(inputs.path / "space.json", SearchSpace)
+        of_budgets = inputs.plan.for_budgets(stages.budget_shares(inputs))
+        total, of = _network_cost(inputs, space) + of_budgets, budgets
+
+    def weight(budget: str) -> float:
+        # budgets take about equal steps, as they do in a searched run
+        return stages.budget_share(inputs, budget) + FORWARD
+
+    return {b: total * weight(b) / sum(map(weight, {*of, *budgets})) for b in budgets}
 
 
 def _network_cost(inputs: Inputs, space: SearchSpace) -> float:

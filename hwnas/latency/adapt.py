@@ -216,8 +216,8 @@ def _parts(predictor: LatencyPredictor, subnetwork: Subnetwork) -> tuple[float, 
     kept = [block for _, block in subnetwork.kept]
     attention = predictor.attention.at([block.heads for block in kept])
     ffn = predictor.ffn.at([block.ffn for block in kept])
-    pressure = predictor.pressure_ms * predictor.weights.share(subnetwork) ** 2
-    return predictor.fixed_ms, float(attention.sum()), float(ffn.sum()), pressure
+    crowded = predictor.crowded_ms(subnetwork)
+    return predictor.fixed_ms, float(attention.sum()), float(ffn.sum()), crowded
 
 
 def _check_lengths(table: LatencyTable, target: Target) -> None:

@@ -33,7 +33,7 @@ def contradiction(table: LatencyTable) -> str | None:
 
 
 def _of_entries(table: LatencyTable) -> str | None:
-    most = {"heads": max(table.model.heads), "width": max(table.model.ffn)}
+    most = {"heads": max(table.model.heads), "width": max(table.model.ffn), "weights": 100}
     reference_ms = {length.tokens: length.reference_ms for length in table.lengths}
     for number, entry in enumerate(table.entries):
         where, ms = f"entries.{number}", entry.ms
@@ -74,7 +74,7 @@ def _largest(length: AtLength) -> float:
 
 def _of_curves(table: LatencyTable) -> str | None:
     for length in table.lengths:
-        for op, dim in (("attention", "heads"), ("ffn", "width")):
+        for op, dim in (("attention", "heads"), ("ffn", "width"), ("pressure", "weights")):
             entries = sorted(
                 (e for e in table.entries if e.op == op and _length(e) == length.tokens),
                 key=lambda e, dim=dim: e.dims[dim],  # type: ignore[misc]

@@ -29,7 +29,7 @@ from hwnas.subnetwork import genomes
 
 _NETWORKS = 200  # on which two tables are compared
 _SEED = 1
-_WIDTH_OF = {"attention": "heads", "ffn": "width"}
+_WIDTH_OF = {"pressure": "weights", "attention": "heads", "ffn": "width"}
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ def _weights(tables: Sequence[LatencyTable]) -> list[float]:
 
 def _cost(predictor: LatencyPredictor, op: str, width: int | None) -> float:
     if width is None:
-        return predictor.pressure_ms if op == "pressure" else predictor.fixed_ms
-    return float((predictor.attention if op == "attention" else predictor.ffn).at(width))
+        return predictor.fixed_ms
+    return float(getattr(predictor, op).at(width))
 
 
 def _joined_entries(
@@ -273,8 +273,7 @@ def _joined_entries(
         op: sorted({e.dims[dim] for entries in here for e in entries if e.op == op})
         for op, dim in _WIDTH_OF.items()
     }
-    shared = ["fixed", *(["pressure"] if any(p.pressure_ms for p in predictors) else [])]
     return [
-        *(joined(op, None) for op in shared),
+        joined("fixed", None),
         *(joined(op, w) for op, of in widths.items() for w in of),
     ]

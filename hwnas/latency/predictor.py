@@ -3,13 +3,12 @@
 Latency is a fixed part (embeddings, head of the task, the call itself) and, for each kept block,
 its attention at so many heads and its FFN at such a width. Between measured widths costs are
 interpolated, and no wider operator is ever predicted to be cheaper. Where it was measured, the
-pressure of all weights on the caches is added, by the square of their total size; it alone is not
-additive over the blocks, and `near` makes it so around one latency.
+pressure of all weights on the caches is added, by their total size; it alone is not additive over
+the blocks, and `near` makes it so around one latency.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -51,6 +50,8 @@ class Curve:
 
 
 _NONE = Weights(0.0, 0.0)
+_NO_PRESSURE = Curve(np.array([0.0, 100.0]), np.array([0.0, 0.0]))
+_NEAR = 0.15  # by which weights may be more or fewer where `near` draws its straight line
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +62,20 @@ class LatencyPredictor:
     attention: Curve  # over heads
     ffn: Curve  # over neurons
     baseline_ms: float  # measured latency of the full model
-    pressure_ms: float = 0.0  # what the full model's weights cost beyond its parts
+    # over per cent of the full model's weights, what these cost beyond the parts
+    pressure: Curve = _NO_PRESSURE
     weights: Weights = _NONE
     # residual width -> the predictor of subnetworks that have it
     narrower: Mapping[int, LatencyPredictor] = field(default_factory=dict)
+
+    @property
+    def pressure_ms(self) -> float:
+        """What the full model's weights cost beyond its parts."""
+        return float(self.pressure.ms[-1])
+
+    def crowded_ms(self, subnetwork: Subnetwork) -> float:
+        """What a network's weights cost beyond its parts."""
+        return float(self.pressure.at(100 * self.weights.share(subnetwork)))
 
     def at_hidden(self, hidden: int) -> LatencyPredictor:
         """The predictor of subnetworks of this residual width; 0: the model's own.
@@ -96,7 +107,7 @@ class LatencyPredictor:
         """
         here = self.at_hidden(subnetwork.hidden)
         parts = sum(here.block_ms(block) for block in subnetwork.blocks)
-        return here.fixed_ms + parts + here.pressure_ms * here.weights.share(subnetwork) ** 2
+        return here.fixed_ms + parts + here.crowded_ms(subnetwork)
 
     def predict_many(self, genomes: npt.NDArray[np.integer[Any]]) -> Floats:
         """Latencies `(n,)` of genomes `(n, blocks, 2)`, at the model's own residual width.
@@ -117,14 +128,14 @@ class LatencyPredictor:
             total += wide.take(ffn[:, block])
         if self.pressure_ms:
             size = self.weights.head * heads.sum(axis=1) + self.weights.neuron * ffn.sum(axis=1)
-            total += self.pressure_ms * size**2
+            total += self.pressure.at(100 * size)
         return total
 
     def near(self, ms: float) -> LatencyPredictor:
         """An additive predictor that is right for networks of about this latency.
 
-        The pressure's tangent where networks take so long stands for the pressure: of one that has
-        a fifth more or fewer weights it misses 4 % of the pressure at that size.
+        The pressure's straight line between a few fewer and a few more weights than networks have
+        that take so long stands for the pressure.
         """
         narrower = {width: p.near(ms) for width, p in self.narrower.items()}
         if not self.pressure_ms:
@@ -132,20 +143,21 @@ class LatencyPredictor:
         heads, ffn = self.attention.widths[-1], self.ffn.widths[-1]
         widest = self.weights.head * heads + self.weights.neuron * ffn
         slope = float(self.attention.ms[-1] + self.ffn.ms[-1]) / widest
-        # fixed + slope * size + pressure * size^2 = ms
-        root = math.sqrt(slope**2 + 4 * self.pressure_ms * max(ms - self.fixed_ms, 0.0))
-        size = min(1.0, (root - slope) / (2 * self.pressure_ms))
-        tangent = 2 * self.pressure_ms * size
+        sizes = self.pressure.widths / 100
+        size = float(np.interp(ms, self.fixed_ms + slope * sizes + self.pressure.ms, sizes))
+        low, high = (1 - _NEAR) * size, min(1.0, (1 + _NEAR) * size)
+        least, most = (float(self.pressure.at(100 * at)) for at in (low, high))
+        rise = (most - least) / (high - low) if high > low else 0.0
 
         def tilted(curve: Curve, each: float) -> Curve:
-            return replace(curve, ms=curve.ms + tangent * each * curve.widths)
+            return replace(curve, ms=curve.ms + rise * each * curve.widths)
 
         return replace(
             self,
-            fixed_ms=self.fixed_ms - self.pressure_ms * size**2,
+            fixed_ms=self.fixed_ms + least - rise * low,
             attention=tilted(self.attention, self.weights.head),
             ffn=tilted(self.ffn, self.weights.neuron),
-            pressure_ms=0.0,
+            pressure=_NO_PRESSURE,
             narrower=narrower,
         )
 
@@ -159,7 +171,7 @@ class LatencyPredictor:
             fixed_ms=self.fixed_ms * factor,
             attention=replace(self.attention, ms=self.attention.ms * factor),
             ffn=replace(self.ffn, ms=self.ffn.ms * factor),
-            pressure_ms=self.pressure_ms * factor,
+            pressure=replace(self.pressure, ms=self.pressure.ms * factor),
             narrower={width: p.scaled(factor) for width, p in self.narrower.items()},
         )
 
@@ -182,7 +194,7 @@ def weighted(predictors: Sequence[LatencyPredictor], shares: Sequence[float]) ->
         attention=mean([p.attention for p in predictors]),
         ffn=mean([p.ffn for p in predictors]),
         baseline_ms=float(np.dot(shares, [p.baseline_ms for p in predictors])),
-        pressure_ms=float(np.dot(shares, [p.pressure_ms for p in predictors])),
+        pressure=mean([p.pressure for p in predictors]),
         weights=predictors[0].weights,
         narrower={
             width: weighted([p.narrower[width] for p in predictors], shares)

@@ -236,7 +236,8 @@ def _entries(
         has = [
             m.points[point].samples
             for m in fitted
-            if not width or any(_has(block, width) for _, block in m.subnetwork.kept)
+            if op in ("fixed", "pressure")
+            or any(_has(block, width) for _, block in m.subnetwork.kept)
         ]
         return Entry(
             op=op,
@@ -252,7 +253,8 @@ def _entries(
     for width, ratio in costs.ffn.items():
         yield entry("ffn", {"width": width}, ratio)
     if costs.pressure > 0:
-        yield entry("pressure", {}, costs.pressure)
+        for percent, ratio in costs.crowded().items():
+            yield entry("pressure", {"weights": percent}, ratio)
 
 
 def _has(block: Sequence[int], width: dict[str, int]) -> bool:

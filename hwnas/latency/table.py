@@ -38,7 +38,12 @@ from hwnas.subnetwork import Subnetwork, Weights
 
 SCHEMA_VERSION = 2  # that this module reads and writes
 Operator = Literal["fixed", "attention", "ffn", "pressure"]
-_WIDTH = {"fixed": (), "attention": ("heads",), "ffn": ("width",), "pressure": ()}  # of each
+_WIDTH = {  # of each
+    "fixed": (),
+    "attention": ("heads",),
+    "ffn": ("width",),
+    "pressure": ("weights",),
+}
 _SHARE_TOLERANCE = 0.001
 # packages that make and serve the measured graph, beside torch and transformers
 _PACKAGES = {
@@ -153,8 +158,8 @@ class Entry(Part):
 
     op: Operator
     # {"heads": 6, "seq": 64} or {"width": 768, "seq": 64}, with "cache" instead of "seq" to decode;
-    # no width for what every subnetwork costs, and for the pressure on the caches, which is that of
-    # the full model's weights and goes with the square of their size
+    # no width for what every subnetwork costs; {"weights": 40} for what so many per cent of the
+    # full model's weights cost by their pressure on the caches
     dims: dict[str, PositiveInt]
     ms: Milliseconds
     ratio_to_reference: NonNegativeFloat  # share of the full model's latency at this length
@@ -308,13 +313,14 @@ class LatencyTable(Part):
             raise ValueError(
                 f"entries: exactly one of 'fixed' is needed {at}; profile the device again"
             )
-        if [entry.op for entry in here].count("pressure") > 1:
-            raise ValueError(f"entries: 'pressure' is given twice {at}")
         for op, dim, most in (
             ("attention", "heads", max(self.model.heads)),
             ("ffn", "width", max(self.model.ffn)),
+            ("pressure", "weights", 100),
         ):
             sizes = [entry.dims[dim] for entry in here if entry.op == op]
+            if op == "pressure" and not sizes:
+                continue
             if len(set(sizes)) < len(sizes):
                 raise ValueError(f"entries: a width of {op!r} is given twice {at}")
             if not sizes or max(sizes) < most:
@@ -440,12 +446,14 @@ class LatencyTable(Part):
         def curve(op: Operator, dim: str) -> Curve:
             return Curve.of({e.dims[dim]: e.ms.median for e in here if e.op == op})
 
+        pressure = {e.dims["weights"]: e.ms.median for e in here if e.op == "pressure"}
+
         return LatencyPredictor(
             fixed_ms=next(entry for entry in here if entry.op == "fixed").ms.median,
             attention=curve("attention", "heads"),
             ffn=curve("ffn", "width"),
             baseline_ms=reference.reference_ms,
-            pressure_ms=sum(entry.ms.median for entry in here if entry.op == "pressure"),
+            pressure=Curve.of({0: 0.0, 100: 0.0} | pressure),
             weights=Weights.of(self.model.shape),
             narrower={
                 part.hidden: self.predictor_at(tokens, part.hidden) for part in self.narrower

@@ -79,13 +79,12 @@ def breakdown(table: LatencyTable) -> str:
             np.array([float(curve.at([getattr(b, width) for b in s.blocks]).sum()) for s in shown])
             for curve, width in ((predictor.attention, "heads"), (predictor.ffn, "ffn"))
         )
-        shares = [predictor.weights.share(subnetwork) for subnetwork in shown]
         left = np.zeros(len(rows))
         for label, colour, widths in (
             ("embeddings, head and call", FULL, np.full(len(rows), predictor.fixed_ms)),
             ("attention", HEADS, attention),
             ("FFN", FFN, ffn),
-            ("caches", GREY, np.array([predictor.pressure_ms * share**2 for share in shares])),
+            ("caches", GREY, np.array([predictor.crowded_ms(s) for s in shown])),
         ):
             panel.barh(rows, widths, left=left, color=colour, edgecolor=GREY, label=label)
             left += widths

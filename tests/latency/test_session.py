@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from samples import PLAN
 
+from hwnas.latency.caches import crowding
 from hwnas.latency.fit import fit, interval_90
 from hwnas.latency.measure import Paired
 from hwnas.latency.session import Measurement, check, measure, most_networks
@@ -111,6 +112,24 @@ def test_pressure_on_the_caches_is_found() -> None:
     assert costs.pressure * scale > 0.1 * crowded(PLAN.full)
     (plain,) = fit(PLAN, measure(PLAN, Device(straight, noise=0.01))).costs  # type: ignore[arg-type]
     assert plain.pressure * scale < 0.03 * straight(PLAN.full)
+
+
+def cached(subnetwork: Subnetwork) -> float:
+    """Nothing for weights up to 46 % of the full model's, then ever more of them from memory."""
+    share = PLAN.weights.share(subnetwork)
+    return straight(subnetwork) + 0.5 * float(crowding(share, 0.46))
+
+
+def test_the_caches_capacity_is_found() -> None:
+    found = measure(PLAN, Device(cached, noise=0.01))  # type: ignore[arg-type]
+    (costs,) = fit(PLAN, found).costs
+    scale = cached(PLAN.reference)
+    errors = [costs.of(s) * scale / cached(s) - 1 for s in PLAN.unseen]
+    assert np.mean(np.abs(errors)) < 0.015
+    assert 0.36 <= costs.capacity <= 0.56
+    ms = costs.crowded()
+    assert ms[20] == ms[30] == 0 < ms[70] < ms[100]
+    assert ms[100] * scale == pytest.approx(0.5, rel=0.3)
 
 
 def test_intervals_hold_what_they_say() -> None:
