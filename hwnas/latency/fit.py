@@ -5,7 +5,13 @@ of its heads and of its FFN width; no part is negative, so that a wider operator
 One least-squares fit of all networks' relative errors divides their times, so every measurement
 serves every cost; networks that lie far off count less (Huber's weights). The curves bend at such
 measured widths only where whole networks, each left out of the fit in turn, are better predicted
-for it. The same errors tell how far to trust the costs.
+for it.
+
+How far to trust the costs is told by two errors: of whole networks that the fit knows nothing of,
+and of all networks around the fit, for what it was free to choose. On eleven sessions the former
+alone was up to twice what networks measured afterwards were off by (they are few, and a fit without
+them is a worse one), and the latter is too small where costs are not what the fit takes them for.
+So the interval goes by their mean.
 
 Beyond its parts a network costs what its weights take out of the caches (`caches`): the more there
 are, the more of each are gone when they are needed again. With the square of their size alone
@@ -82,6 +88,9 @@ class Fit:
     costs: tuple[Costs, ...]
     # each mixed network's predicted time, by a fit that knows nothing of it, over its measured one
     left_out: dict[Subnetwork, tuple[float, ...]]
+    # `(measurements, points)`: the same of every network, by the fit itself
+    off: Floats
+    parts: int  # that the costs were free to take
 
 
 def fit(plan: Plan, measured: Sequence[Measurement]) -> Fit:
@@ -91,27 +100,33 @@ def fit(plan: Plan, measured: Sequence[Measurement]) -> Fit:
     left_out = {}
     for fold in (set(mixed[i::_FOLDS]) for i in range(_FOLDS)):
         without = problem.choose([s not in fold for s in problem.subnetworks])
-        costs = _costs(without) if fold else ()
+        costs, _ = _costs(without) if fold else ((), 0)
         for subnetwork in fold:
             ratios = problem.times_of(subnetwork)
             left_out[subnetwork] = tuple(
                 c.of(subnetwork) / ratio for c, ratio in zip(costs, ratios, strict=True)
             )
-    return Fit(_costs(problem), left_out)
+    costs, parts = _costs(problem)
+    predicted = np.array([[c.of(s) for c in costs] for s in problem.subnetworks])
+    return Fit(costs, left_out, predicted / problem.ratios, parts)
 
 
-def interval_90(errors: Sequence[float]) -> float:
+def interval_90(left_out: npt.ArrayLike, off: npt.ArrayLike, parts: int) -> float:
     """The share of a prediction within which nine of ten measurements are expected.
 
     Args:
-        errors: predicted over measured, of networks that the fit had not seen.
+        left_out: predicted over measured, of networks that the fit had not seen.
+        off: the same of those that it was fitted to.
+        parts: that it was free to take.
     """
     from scipy.stats import t
 
-    off = np.abs(np.array(errors) - 1)
+    unseen, seen = (np.abs(np.asarray(ratios, dtype=np.float64) - 1) for ratios in (left_out, off))
+    free = max(1, len(seen) - parts)
+    around = math.sqrt(len(seen) / free) * float(seen.mean())
     # of a normal distribution, whose mean absolute deviation one wild error moves less
-    deviation = math.sqrt(math.pi / 2) * float(off.mean())
-    return float(t.ppf(0.95, len(off)) * deviation)
+    deviation = math.sqrt(math.pi / 2) * (float(unseen.mean()) + around) / 2
+    return float(t.ppf(0.95, len(unseen)) * deviation)
 
 
 @dataclass(frozen=True)
@@ -270,15 +285,16 @@ class _Problem:
         return float(np.mean(np.sort(off)[:kept]))
 
 
-def _costs(problem: _Problem) -> tuple[Costs, ...]:
-    """At each length, by the curves that serve best."""
+def _costs(problem: _Problem) -> tuple[tuple[Costs, ...], int]:
+    """At each length, by the curves that serve best; and how many parts these have."""
     design = _chosen(problem)
     columns = design.columns(problem.subnetworks)
     widths = problem.stacked()
-    return tuple(
+    costs = tuple(
         design.costs(problem.solve(columns, point)[0]).at(*widths)
         for point in range(problem.ratios.shape[1])
     )
+    return costs, columns.shape[1]
 
 
 def _with_capacity(problem: _Problem, design: _Design) -> _Design:

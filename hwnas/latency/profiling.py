@@ -188,12 +188,13 @@ def _reference_times(fitted: Sequence[Measurement], points: int) -> list[float]:
 
 
 def _interval(plan: Plan, found: Fit, beside: Sequence[float], target: Target) -> float | None:
-    """How far whole networks lie from what a fit without them says, over all the lengths."""
+    """How far networks lie from what fits with and without them say, over all the lengths."""
     if len(plan.mixed) < 2:
         return None
     weights = np.array([share for _, share in target.points]) * beside
     weights /= weights.sum()
-    return interval_90([float(weights @ off) for off in found.left_out.values()])
+    left_out = np.array(list(found.left_out.values()))
+    return interval_90(left_out @ weights, found.off @ weights, found.parts)
 
 
 def _quantiles(fitted: Sequence[Measurement], point: int) -> dict[str, float]:
