@@ -26,6 +26,7 @@ from transformers import BertConfig
 
 from hwnas.anatomy import find_shape
 from hwnas.latency.adapt import adapt
+from hwnas.latency.compare import compare
 from hwnas.latency.graphs import builder
 from hwnas.latency.kit import table_from, write_kit
 from hwnas.latency.measure import PAIRS, as_stated, pinned
@@ -171,17 +172,11 @@ def compliance(count: int) -> dict[str, Any]:
 
 
 def robustness(spec: str) -> dict[str, Any]:
-    """How far entries move when two processors are burnt on and off while profiling."""
+    """How far costs and predictions move when two processors are burnt on and off meanwhile."""
     quiet, *_, before = profiled(spec)
     with toggled_load(period=3.0):
         loaded, *_, during = profiled(spec)
     again, *_, after = profiled(spec)
-
-    def drift(other: LatencyTable) -> float:
-        mine = {(e.op, *e.dims.items()): e.ratio_to_reference for e in quiet.entries}
-        theirs = {(e.op, *e.dims.items()): e.ratio_to_reference for e in other.entries}
-        shared = [k for k in mine.keys() & theirs.keys() if mine[k] > 0]
-        return float(np.median([abs(theirs[k] / mine[k] - 1) for k in shared]))
 
     def raw_drift(other: list[Any]) -> float:
         """Of the networks' own milliseconds, as a table without pairing would take them."""
@@ -189,9 +184,12 @@ def robustness(spec: str) -> dict[str, Any]:
         theirs = {m.subnetwork: m.points[0].ms for m in other}
         return float(np.median([abs(theirs[s] / mine[s] - 1) for s in mine.keys() & theirs.keys()]))
 
+    under_load, in_quiet = (compare(quiet, other)[0] for other in (loaded, again))
     return {
-        "drift": drift(loaded),
-        "drift_quiet_again": drift(again),
+        "drift": under_load.drift,  # of the costs of operators
+        "drift_quiet_again": in_quiet.drift,
+        "predictions_apart": under_load.apart,  # of whole networks, per cent
+        "predictions_apart_quiet_again": in_quiet.apart,
         "unpaired_drift": raw_drift(during),
         "unpaired_drift_quiet_again": raw_drift(after),
     }
@@ -300,6 +298,9 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "compliance_95": others["compliance"]["met"],
         "slack_95": others["compliance"]["slack"],
         "drift_under_load": max(r["drift"] for r in rows if r["what"] == "robustness"),
+        "predictions_apart_under_load": max(
+            r["predictions_apart"] for r in rows if r["what"] == "robustness"
+        ),
         "kit_mape": others.get("kit", {}).get("mape"),
         "adapted_mape": others["adapt"]["mape"],
         "predictions_per_second": others["speed"]["per_second"],
