@@ -178,10 +178,10 @@ def robustness(spec: str) -> dict[str, Any]:
         loaded, *_, during = profiled(spec)
     again, *_, after = profiled(spec)
 
-    def raw_drift(other: list[Any]) -> float:
-        """Of the networks' own milliseconds, as a table without pairing would take them."""
-        mine = {m.subnetwork: m.points[0].ms for m in before}
-        theirs = {m.subnetwork: m.points[0].ms for m in other}
+    def drift(other: list[Any], timed: str) -> float:
+        """Of networks' times beside the reference's, or as a table without pairing takes them."""
+        mine = {m.subnetwork: getattr(m.points[0], timed) for m in before}
+        theirs = {m.subnetwork: getattr(m.points[0], timed) for m in other}
         return float(np.median([abs(theirs[s] / mine[s] - 1) for s in mine.keys() & theirs.keys()]))
 
     under_load, in_quiet = (compare(quiet, other)[0] for other in (loaded, again))
@@ -190,8 +190,10 @@ def robustness(spec: str) -> dict[str, Any]:
         "drift_quiet_again": in_quiet.drift,
         "predictions_apart": under_load.apart,  # of whole networks, per cent
         "predictions_apart_quiet_again": in_quiet.apart,
-        "unpaired_drift": raw_drift(during),
-        "unpaired_drift_quiet_again": raw_drift(after),
+        "paired_drift": drift(during, "ratio"),
+        "paired_drift_quiet_again": drift(after, "ratio"),
+        "unpaired_drift": drift(during, "ms"),
+        "unpaired_drift_quiet_again": drift(after, "ms"),
     }
 
 
