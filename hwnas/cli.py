@@ -41,6 +41,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, no 
 TargetSpec = Annotated[
     str, typer.Option("--target", help="runtime:device[:key=value,…], e.g. openvino:cpu:seq=64")
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+GivenTable = Annotated[
+    Path | None,
+    typer.Option(help="A latency table of this model and target: a file, or a shipped one."),
+]
+Reuse = Annotated[
+    Path | None, typer.Option(help="Take baseline and table from this run directory.")
+]
 _LOG_WIDTH = 110
 DEFAULT_TARGET = "openvino:cpu:threads=1,batch=1,seq=128"
 
@@ -87,14 +95,9 @@ def run(
         float | None, typer.Option(help="Training time; scales the recipe's steps.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: new in runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    table: Annotated[
-        Path | None,
-        typer.Option(help="A latency table of this model and target: a file, or a shipped one."),
-    ] = None,
-    reuse: Annotated[
-        Path | None, typer.Option(help="Take baseline and table from this run directory.")
-    ] = None,
+    resume: Resume = False,
+    table: GivenTable = None,
+    reuse: Reuse = None,
     json: Json = False,
 ) -> None:
     """Shrink a model to its latency budgets: train, search, export, measure, report."""
@@ -149,14 +152,9 @@ def supernet(
         Path, typer.Argument(help="Recipe file (YAML), or the name of a shipped one, e.g. sst2.")
     ],
     out: Annotated[Path, typer.Option(help="Run directory; `hwnas run --resume` goes on there.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    table: Annotated[
-        Path | None,
-        typer.Option(help="A latency table of this model and target: a file, or a shipped one."),
-    ] = None,
-    reuse: Annotated[
-        Path | None, typer.Option(help="Take baseline and table from this run directory.")
-    ] = None,
+    resume: Resume = False,
+    table: GivenTable = None,
+    reuse: Reuse = None,
     json: Json = False,
 ) -> None:
     """Train a recipe's super-network only; with torchrun, in several processes."""

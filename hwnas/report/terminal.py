@@ -35,30 +35,21 @@ def render(summary: Summary) -> RenderableType:
     table.add_column("met", overflow="fold")
 
     baseline = summary.baseline
-    exact = baseline.unquantized
-    if exact is not None:
+    original = [("baseline", baseline.metric, baseline.latency_ms, baseline.size_mb)]
+    if (exact := baseline.unquantized) is not None:
+        original.insert(0, ("baseline, fp32", exact.metric, exact.latency_ms, exact.size_mb))
+    for name, metric, latency_ms, size_mb in original:
         table.add_row(
-            "baseline, fp32",
-            text.metric_value(summary.metric, exact.metric),
+            name,
+            text.metric_value(summary.metric, metric),
             "",
             "",
-            text.milliseconds(exact.latency_ms),
-            f"{exact.latency_ms / baseline.latency_ms:.2f}",
-            f"{exact.size_mb:.1f} MB",
+            text.milliseconds(latency_ms),
+            f"{latency_ms / baseline.latency_ms:.2f}",
+            f"{size_mb:.1f} MB",
             text.count(baseline.params),
             "",
         )
-    table.add_row(
-        "baseline",
-        text.metric_value(summary.metric, baseline.metric),
-        "",
-        "",
-        text.milliseconds(baseline.latency_ms),
-        "1.00",
-        f"{baseline.size_mb:.1f} MB",
-        text.count(baseline.params),
-        "",
-    )
     for c in summary.chosen:
         table.add_row(
             Text(c.budget),
