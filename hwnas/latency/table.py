@@ -275,6 +275,9 @@ class LatencyTable(Part):
     def at_hidden(self, hidden: int) -> LatencyTable:
         """The table of a narrower residual stream alone; 0: of the model's own.
 
+        It says what operators cost. Latencies are `predictor_at`'s to predict, which knows how many
+        weights such networks have beside the full model.
+
         Raises:
             UserError: it was not measured.
         """

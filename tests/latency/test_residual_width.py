@@ -27,12 +27,12 @@ def table() -> LatencyTable:
 def test_table_holds_the_narrower_stream(table: LatencyTable, tmp_path: Path) -> None:
     (part,) = table.narrower
     assert part.hidden == 16
-    assert {e.op for e in part.entries} == {"fixed", "attention", "ffn"}
+    assert {e.op for e in part.entries} >= {"fixed", "attention", "ffn"}
     table.save(tmp_path / "table.json")
     again = LatencyTable.load(tmp_path / "table.json")
     assert again == table
     predictor = again.predictor()
-    alone = again.at_hidden(16).predictor()
+    alone = predictor.at_hidden(16)
     assert predictor.predict(FULL.narrowed(16)) == alone.predict(FULL)
     assert predictor.predict(FULL.narrowed(16)) != predictor.predict(FULL)
     assert predictor.scaled(2).predict(FULL.narrowed(16)) == pytest.approx(2 * alone.predict(FULL))
