@@ -165,7 +165,8 @@ def one_shot(inputs: Inputs) -> Kind:
         shape = inputs.shape
         heads = counted(shape.heads, (chosen[s].heads for s in selected))
         ffn = counted(shape.ffn, (chosen[s].ffn for s in selected))
-        return Importance(heads, ffn, heads, ffn, *(torch.zeros(1) for _ in range(3)))
+        copies = (tuple(score.clone() for score in scores) for scores in (heads, ffn))
+        return Importance(heads, ffn, *copies, *(torch.zeros(1) for _ in range(3)))
 
     return Kind("one-shot", propose, importance)
 
