@@ -282,7 +282,9 @@ def _rival_compute(inputs: Inputs, given: Given) -> dict[str, float]:
         # budgets take about equal steps, as they do in a searched run
         return stages.budget_share(inputs, budget) + FORWARD
 
-    return {b: total * weight(b) / sum(map(weight, {*of, *budgets})) for b in budgets}
+    return {
+        b: total * weight(b) / sum(map(weight, dict.fromkeys((*of, *budgets)))) for b in budgets
+    }
 
 
 def _network_cost(inputs: Inputs, space: SearchSpace) -> float:

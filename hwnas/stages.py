@@ -376,10 +376,9 @@ def general_network(
     What its subnetworks learn there is to have the teacher's states and relations of tokens
     (general distillation; TinyBERT, section 3.2).
     """
-    network = starting_network(inputs, scores)
     return _trained(
         inputs,
-        network,
+        lambda: starting_network(inputs, scores),
         inputs.unlabelled,
         inputs.optimization(inputs.plan.general_steps, inputs.recipe.training.supernet_rate, 3),
         inputs.path / "general",
@@ -405,7 +404,7 @@ def supernet(
     steps = inputs.plan.supernet_steps
     return _trained(
         inputs,
-        network or starting_network(inputs, scores),
+        lambda: network or starting_network(inputs, scores),
         rows(inputs.train, 0, steps * inputs.plan.batch),
         inputs.optimization(steps, inputs.recipe.training.supernet_rate, 2),
         inputs.path / "supernet",
@@ -418,14 +417,15 @@ def supernet(
 
 def _trained(
     inputs: Inputs,
-    network: SuperNetwork,
+    start: Callable[[], SuperNetwork],
     examples: Dataset,
     optimization: Optimization,
     out: Path,
     **how: Any,
 ) -> SuperNetwork:
-    """`out/`: the super-network after a training as `how` says."""
+    """`out/`: the super-network after a training as `how` says, which is made only once."""
     if not out.exists():
+        network = start()
         work = out.with_name(f"{out.name}-training")
         train(network, inputs.tokenizer, examples, optimization, work, **how)
 
