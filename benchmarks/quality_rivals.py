@@ -155,7 +155,9 @@ def one_shot(inputs: Inputs) -> Kind:
     def importance(selected: Sequence[Subnetwork]) -> Importance:
         """In how many of the structures a part is kept: a smaller one keeps part of a larger's."""
 
-        def counted(full: Sequence[int], kept: Iterable[list[list[int]]]) -> tuple[Any, ...]:
+        def counted(
+            full: Sequence[int], kept: Iterable[list[list[int]]]
+        ) -> tuple[torch.Tensor, ...]:
             scores = [torch.zeros(width) for width in full]
             for blocks in kept:
                 for score, parts in zip(scores, blocks, strict=True):
@@ -165,8 +167,15 @@ def one_shot(inputs: Inputs) -> Kind:
         shape = inputs.shape
         heads = counted(shape.heads, (chosen[s].heads for s in selected))
         ffn = counted(shape.ffn, (chosen[s].ffn for s in selected))
-        copies = (tuple(score.clone() for score in scores) for scores in (heads, ffn))
-        return Importance(heads, ffn, *copies, *(torch.zeros(1) for _ in range(3)))
+        return Importance(
+            heads,
+            ffn,
+            head_weights=tuple(score.clone() for score in heads),
+            ffn_weights=tuple(score.clone() for score in ffn),
+            layers=torch.zeros(1),
+            residual=torch.zeros(1),
+            vocabulary=torch.zeros(1),
+        )
 
     return Kind("one-shot", propose, importance)
 
