@@ -50,7 +50,7 @@ class Comparison:
         scale: median over networks of the second table's latency by the first's.
         apart: per cent, mean distance of the second's latencies from the first's times `scale`.
         kendall_tau: whether they rank networks alike.
-        drift: median over operators of the change of a cost's share of the full model.
+        drift: median over operators of how far the second's cost is from the first's times `scale`.
     """
 
     tokens: int
@@ -96,11 +96,7 @@ def _at(first: LatencyTable, second: LatencyTable, tokens: int, axis: str) -> Co
     for op, here, there in (("attention", one.attention, two.attention), ("ffn", one.ffn, two.ffn)):
         for width in sorted({*here.widths, *there.widths}):
             costs.append(CostPair(op, int(width), float(here.at(width)), float(there.at(width))))
-    shares = [
-        abs(cost.second / two.baseline_ms / (cost.first / one.baseline_ms) - 1)
-        for cost in costs
-        if cost.first > 0
-    ]
+    drifts = [abs(cost.second / (scale * cost.first) - 1) for cost in costs if cost.first > 0]
     return Comparison(
         tokens=tokens,
         axis=axis,
@@ -108,7 +104,7 @@ def _at(first: LatencyTable, second: LatencyTable, tokens: int, axis: str) -> Co
         scale=scale,
         apart=float(100 * np.mean(np.abs(theirs / (scale * mine) - 1))),
         kendall_tau=float(kendalltau(mine, theirs).statistic),
-        drift=float(np.median(shares)),
+        drift=float(np.median(drifts)),
     )
 
 

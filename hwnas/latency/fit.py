@@ -3,9 +3,11 @@
 A network costs a fixed part and, for each block, something for being there, and more for each step
 of its heads and of its FFN width; no part is negative, so that a wider operator is never cheaper.
 One least-squares fit of all networks' relative errors divides their times, so every measurement
-serves every cost; networks that lie far off count less (Huber's weights). The curves bend at such
-measured widths only where whole networks, each left out of the fit in turn, are better predicted
-for it.
+serves every cost; networks that lie far off count less (Huber's weights). Curves may bend at every
+measured width, at a price: as dear as whole networks, each left out of the fit in turn, are no
+worse predicted for it. Where curves bent freely at chosen widths, two tables of one machine put an
+operator's cost up to 14 % apart (median over the operators, nine pairs of tables), for they divided
+what a block costs otherwise between its parts; with bends that have a price it is up to 5 %.
 
 How far to trust the costs is told by two errors: of whole networks that the fit knows nothing of,
 and of all networks around the fit, for what it was free to choose. On eleven sessions the former
@@ -25,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -42,8 +45,13 @@ if TYPE_CHECKING:
 
 _HUBER = 1.5  # standard deviations beyond which a network counts less
 _ROUNDS = 4  # of weighing again
-_WORTH = 0.03  # of the error on networks left out, that a bend must save to stay
+_WORTH = 0.03  # of the error on networks left out, that a choice less plain must save
+# prices of a bend: by how many measurements that are off by their whole time it counts, where over
+# the whole width the change of slope is worth the reference's latency
+_BENDS = (3.0, 1.0, 0.3, 0.1)
+_BEND = 1.0  # while the capacity is chosen
 _WORST = 0.1  # of these networks are not asked
+_BEFORE = 2  # parts that come before those of the curves: what is fixed, and a block
 _FOLDS = 8  # of whole networks, that fits know nothing of in turn
 
 
@@ -57,12 +65,6 @@ class Costs:
     pressure: float  # of the full model's weights on the caches
     capacity: float  # of the caches, as a share of the full model's weights
     weights: Weights
-
-    def at(self, heads: Sequence[int], ffn: Sequence[int]) -> Costs:
-        """The same costs, stated at other widths."""
-        return replace(
-            self, attention=_stated_at(self.attention, heads), ffn=_stated_at(self.ffn, ffn)
-        )
 
     def of(self, subnetwork: Subnetwork) -> float:
         """The predicted share of the reference's latency."""
@@ -90,7 +92,7 @@ class Fit:
     left_out: dict[Subnetwork, tuple[float, ...]]
     # `(measurements, points)`: the same of every network, by the fit itself
     off: Floats
-    parts: int  # that the costs were free to take
+    parts: float  # that the costs were free to take; fewer where bends are dear
 
 
 def fit(plan: Plan, measured: Sequence[Measurement]) -> Fit:
@@ -111,7 +113,7 @@ def fit(plan: Plan, measured: Sequence[Measurement]) -> Fit:
     return Fit(costs, left_out, predicted / problem.ratios, parts)
 
 
-def interval_90(left_out: npt.ArrayLike, off: npt.ArrayLike, parts: int) -> float:
+def interval_90(left_out: npt.ArrayLike, off: npt.ArrayLike, parts: float) -> float:
     """The share of a prediction within which nine of ten measurements are expected.
 
     Args:
@@ -131,21 +133,27 @@ def interval_90(left_out: npt.ArrayLike, off: npt.ArrayLike, parts: int) -> floa
 
 @dataclass(frozen=True)
 class _Design:
-    """The widths at which costs bend, and the columns of the least-squares problem."""
+    """The widths at which costs may bend, and the columns of the least-squares problem."""
 
     heads: tuple[int, ...]
     ffn: tuple[int, ...]
     weights: Weights
-    capacity: float  # of the caches, as a share of the full model's weights
+    capacity: float = SQUARE  # of the caches, as a share of the full model's weights
+    bend: float = _BEND  # its price
 
-    def simpler(self) -> list[_Design]:
-        """All designs of one bend less."""
-        heads = [_without(self.heads, i) for i in range(1, len(self.heads) - 1)]
-        ffn = [_without(self.ffn, i) for i in range(1, len(self.ffn) - 1)]
-        return [
-            *(replace(self, heads=widths) for widths in heads),
-            *(replace(self, ffn=widths) for widths in ffn),
-        ]
+    @property
+    def bends(self) -> Floats:
+        """`(bends, parts)`: the change of slope at each width between the ends, times its price."""
+        rows = []
+        first = _BEFORE
+        for widths in (self.heads, self.ffn):
+            shares = np.diff(widths) / max(1, widths[-1] - widths[0])
+            for i in range(len(shares) - 1):
+                row = np.zeros(_BEFORE + len(self.heads) + len(self.ffn) - 1)
+                row[first + i], row[first + i + 1] = 1 / shares[i], -1 / shares[i + 1]
+                rows.append(self.bend * row)
+            first += len(shares)
+        return np.array(rows).reshape(len(rows), -1)
 
     def columns(self, subnetworks: Sequence[Subnetwork]) -> Floats:
         """`(n, parts)`: how often each part of the costs occurs in each network."""
@@ -179,15 +187,6 @@ class _Design:
             capacity=self.capacity,
             weights=self.weights,
         )
-
-
-def _stated_at(curve: dict[int, float], widths: Sequence[int]) -> dict[int, float]:
-    costs = np.interp(widths, list(curve), list(curve.values()))
-    return {width: float(cost) for width, cost in zip(widths, costs, strict=True)}
-
-
-def _without(widths: tuple[int, ...], index: int) -> tuple[int, ...]:
-    return widths[:index] + widths[index + 1 :]
 
 
 def _climb(widths: tuple[int, ...], first: float, steps: Floats) -> dict[int, float]:
@@ -244,82 +243,95 @@ class _Problem:
         own = [s == subnetwork for s in self.subnetworks]
         return np.asarray(np.median(self.ratios[own], axis=0))
 
-    def solve(self, columns: Floats, point: int) -> tuple[Floats, Floats]:
-        """Each part's cost, by robust relative least squares without negative parts.
-
-        Args:
-            columns: `(measurements, parts)`
-
-        Returns:
-            The costs `(parts,)`, and how much each measurement counted `(measurements,)`.
-        """
-        from scipy.optimize import nnls
-
-        relative = columns / self.ratios[:, point, None]
-        weights = self.sure
+    def solve(self, design: _Design, point: int) -> _Solution:
+        """Each part's cost, by robust relative least squares without negative parts."""
+        relative = design.columns(self.subnetworks) / self.ratios[:, point, None]
+        solution = _Solution(relative, design.bends, self.sure)
         for _ in range(_ROUNDS):
-            parts, _ = nnls(relative * weights[:, None], weights)
-            off = (relative @ parts - 1) * self.sure
+            off = (relative @ solution.parts - 1) * self.sure
             # of a normal distribution, its standard deviation
             scale = float(np.median(np.abs(off))) / 0.6745
             if scale == 0:
                 break
             far = np.maximum(np.abs(off), 1e-12)
-            weights = self.sure * np.minimum(1, _HUBER * scale / far)
-        return parts, weights
+            solution = replace(solution, counts=self.sure * np.minimum(1, _HUBER * scale / far))
+        return solution
 
     def error(self, design: _Design) -> float:
         """How far whole networks lie off when left out: the mean of all but the worst tenth."""
-        from scipy.optimize import nnls
-
-        columns = design.columns(self.subnetworks)
         off: list[float] = []
         for point in range(self.ratios.shape[1]):
-            _, weights = self.solve(columns, point)
-            relative = columns / self.ratios[:, point, None]
+            solution = self.solve(design, point)
             for subnetwork in self.whole:
-                others = np.array([s != subnetwork for s in self.subnetworks])
-                parts, _ = nnls(relative[others] * weights[others, None], weights[others])
-                off.append(float(np.median(np.abs(relative[~others] @ parts - 1))))
+                own = np.array([s == subnetwork for s in self.subnetworks])
+                parts = solution.without(own).parts
+                off.append(float(np.median(np.abs(solution.relative[own] @ parts - 1))))
         kept = max(1, math.ceil((1 - _WORST) * len(off)))
         return float(np.mean(np.sort(off)[:kept]))
 
 
-def _costs(problem: _Problem) -> tuple[tuple[Costs, ...], int]:
-    """At each length, by the curves that serve best; and how many parts these have."""
+@dataclass(frozen=True)
+class _Solution:
+    """The costs that solve a weighted problem.
+
+    Attributes:
+        relative: `(measurements, parts)`, each row divided by what was measured.
+        bends: `(bends, parts)`, see `_Design`.
+        counts: `(measurements,)`, how much each counts.
+    """
+
+    relative: Floats
+    bends: Floats
+    counts: Floats
+
+    @cached_property
+    def parts(self) -> Floats:
+        """`(parts,)`, none negative."""
+        from scipy.optimize import nnls
+
+        wanted = np.concatenate([self.counts, np.zeros(len(self.bends))])
+        parts, _ = nnls(np.vstack([self._weighted, self.bends]), wanted)
+        return np.asarray(parts)
+
+    @property
+    def freedom(self) -> float:
+        """How many of the parts were free: the trace of what takes measured to fitted times."""
+        taken = self.parts > 0
+        seen, bends = (rows[:, taken].T @ rows[:, taken] for rows in (self._weighted, self.bends))
+        return float(np.trace(np.linalg.pinv(seen + bends) @ seen))
+
+    def without(self, which: npt.NDArray[np.bool_]) -> _Solution:
+        """The solution of all measurements but these."""
+        return _Solution(self.relative[~which], self.bends, self.counts[~which])
+
+    @property
+    def _weighted(self) -> Floats:
+        return self.relative * self.counts[:, None]
+
+
+def _costs(problem: _Problem) -> tuple[tuple[Costs, ...], float]:
+    """At each length, by the curves that serve best; and how many parts these were free to take."""
     design = _chosen(problem)
-    columns = design.columns(problem.subnetworks)
-    widths = problem.stacked()
-    costs = tuple(
-        design.costs(problem.solve(columns, point)[0]).at(*widths)
-        for point in range(problem.ratios.shape[1])
-    )
-    return costs, columns.shape[1]
-
-
-def _with_capacity(problem: _Problem, design: _Design) -> _Design:
-    """The design with the capacity by which whole networks that are left out are best predicted."""
-    errors = {size: problem.error(replace(design, capacity=size)) for size in CAPACITIES}
-    best = min(errors, key=lambda size: errors[size])
-    if errors[best] > (1 - _WORTH) * errors[SQUARE]:
-        best = SQUARE
-    return replace(design, capacity=best)
+    solutions = [problem.solve(design, point) for point in range(problem.ratios.shape[1])]
+    freedom = float(np.mean([solution.freedom for solution in solutions]))
+    return tuple(design.costs(solution.parts) for solution in solutions), freedom
 
 
 def _chosen(problem: _Problem) -> _Design:
-    """Curves with a bend at such measured widths as serve whole networks that are left out.
+    """The design by which whole networks that are left out are best predicted.
 
-    All are there at first; then the one goes that is missed least, while the error stays within
-    `_WORTH` of the least so far. A bend at every width fits the noise of the stacks; to add bends
-    one by one instead misses steps, which take two.
+    Where others save little, caches have no one capacity and bends are dear.
     """
-    design = _Design(*problem.stacked(), problem.plan.weights, SQUARE)
-    design = _with_capacity(problem, design)
-    least = problem.error(design)
-    while simpler := design.simpler():
-        errors = [problem.error(one) for one in simpler]
-        best = int(np.argmin(errors))
-        if errors[best] > (1 + _WORTH) * least:
-            break
-        design, least = simpler[best], min(least, errors[best])
-    return design
+    design = _Design(*problem.stacked(), problem.plan.weights)
+    sizes = [replace(design, capacity=size) for size in CAPACITIES]
+    errors = [problem.error(one) for one in sizes]
+    best = int(np.argmin(errors))
+    if errors[best] < (1 - _WORTH) * errors[CAPACITIES.index(SQUARE)]:
+        design = sizes[best]
+    prices = [replace(design, bend=price) for price in _BENDS]
+    errors = [problem.error(one) for one in prices]
+    return next(
+        one
+        for one, error in zip(prices, errors, strict=True)
+        if error <= (1 + _WORTH) * min(errors)
+    )

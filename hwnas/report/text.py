@@ -165,7 +165,7 @@ def comparison(found: Comparison) -> str:
     return (
         f"At {found.axis} {found.tokens}, the second table's latencies are {found.scale:.2f} of "
         f"the first's; apart from that they differ by {found.apart:.1f} % in the mean and rank "
-        f"networks with a Kendall tau of {found.kendall_tau:.2f}. A cost's share of the full model "
+        f"networks with a Kendall tau of {found.kendall_tau:.2f}, and a single operator's cost "
         f"differs by {percent(found.drift)} in the median."
     )
 
