@@ -22,10 +22,28 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
+AMPLE = 1.0  # all weights fit
 SQUARE = 0.0  # no one capacity
 # shares of the full model's weights that the caches may hold: of those in `PERCENTS`, where a table
 # states what weights cost, for the curve bends there
-CAPACITIES = (SQUARE, 0.1, 0.14, 0.2, 0.24, 0.3, 0.36, 0.4, 0.46, 0.5, 0.56, 0.6, 0.7, 0.8, 0.9)
+CAPACITIES = (
+    AMPLE,
+    SQUARE,
+    0.1,
+    0.14,
+    0.2,
+    0.24,
+    0.3,
+    0.36,
+    0.4,
+    0.46,
+    0.5,
+    0.56,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+)
 PERCENTS = range(2, 101, 2)
 
 
@@ -34,9 +52,11 @@ def crowding(shares: npt.ArrayLike, capacity: float) -> Floats:
 
     Args:
         shares: of the full model's weights, up to 1.
-        capacity: of the caches, likewise; or `SQUARE`.
+        capacity: of the caches, likewise; or `AMPLE`, or `SQUARE`.
     """
     size = np.asarray(shares, dtype=np.float64)
+    if capacity == AMPLE:
+        return np.zeros_like(size)
     if capacity == SQUARE:
         return np.asarray(size**2)
     whole = missed(1.0, capacity)

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwnas.latency.caches import CAPACITIES, PERCENTS, SQUARE, crowding
+from hwnas.latency.caches import AMPLE, CAPACITIES, PERCENTS, crowding
 from hwnas.latency.plan import Plan
 from hwnas.latency.session import Measurement
 from hwnas.subnetwork import Block, Subnetwork, Weights
@@ -138,7 +138,7 @@ class _Design:
     heads: tuple[int, ...]
     ffn: tuple[int, ...]
     weights: Weights
-    capacity: float = SQUARE  # of the caches, as a share of the full model's weights
+    capacity: float = AMPLE  # of the caches, as a share of the full model's weights
     bend: float = _BEND  # its price
 
     @property
@@ -320,13 +320,13 @@ def _costs(problem: _Problem) -> tuple[tuple[Costs, ...], float]:
 def _chosen(problem: _Problem) -> _Design:
     """The design by which whole networks that are left out are best predicted.
 
-    Where others save little, caches have no one capacity and bends are dear.
+    Where others save little, all weights fit the caches and bends are dear.
     """
     design = _Design(*problem.stacked(), problem.plan.weights)
     sizes = [replace(design, capacity=size) for size in CAPACITIES]
     errors = [problem.error(one) for one in sizes]
     best = int(np.argmin(errors))
-    if errors[best] < (1 - _WORTH) * errors[CAPACITIES.index(SQUARE)]:
+    if errors[best] < (1 - _WORTH) * errors[CAPACITIES.index(AMPLE)]:
         design = sizes[best]
     prices = [replace(design, bend=price) for price in _BENDS]
     errors = [problem.error(one) for one in prices]
