@@ -4,8 +4,8 @@ Per setting (model, runtime, precision, batch, sequence or cache, threads): a ta
 a limited time, every rival measures for as long, and all predict the same unseen subnetworks of
 mixed widths and depths, each compiled twice and timed twice. Then: how many networks
 picked just under a budget with 95 % confidence meet it, by several tables; how far tables measured
-while other load comes and goes are from quiet ones; how good tables are that a kit brings back, or that were
-adapted; predictions a second.
+while other load comes and goes are from quiet ones; how good tables are that a kit brings back, or
+that were adapted; predictions a second.
 """
 
 from __future__ import annotations
