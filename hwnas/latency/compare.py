@@ -29,12 +29,17 @@ from hwnas.subnetwork import genomes
 
 _NETWORKS = 200  # on which two tables are compared
 _SEED = 1
+_SHARE = 0.5  # of the full model's weights, that a network has whose operators' costs are compared
 _WIDTH_OF = {"pressure": "weights", "attention": "heads", "ffn": "width"}
 
 
 @dataclass(frozen=True)
 class CostPair:
-    """One operator's cost in both tables, ms."""
+    """One operator's cost in both tables, ms, in a network of half the full model's weights.
+
+    What these cost by their pressure on the caches is part of it: how much of a cost is pressure
+    is less certain than their sum.
+    """
 
     op: str
     width: int | None  # heads or neurons; None for what every network costs
@@ -90,9 +95,8 @@ def _at(first: LatencyTable, second: LatencyTable, tokens: int, axis: str) -> Co
     one, two = (table.predictor_at(tokens) for table in (first, second))
     mine, theirs = one.predict_many(networks), two.predict_many(networks)
     scale = float(np.median(theirs / mine))
+    one, two = one.at_share(_SHARE), two.at_share(_SHARE)
     costs = [CostPair("fixed", None, one.fixed_ms, two.fixed_ms)]
-    if one.pressure_ms or two.pressure_ms:
-        costs.append(CostPair("pressure", None, one.pressure_ms, two.pressure_ms))
     for op, here, there in (("attention", one.attention, two.attention), ("ffn", one.ffn, two.ffn)):
         for width in sorted({*here.widths, *there.widths}):
             costs.append(CostPair(op, int(width), float(here.at(width)), float(there.at(width))))

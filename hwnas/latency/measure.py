@@ -8,6 +8,8 @@ The clock: with one thread, an inference never waits for anything but a processo
 that the process used is what it takes when it has its processor to itself. Where others compete,
 that is steadier than wall time by a factor of ten; on a quiet machine the two are equal. With more
 threads, or a GPU, the waiting of one for another is part of the latency, and wall time is taken.
+Where other programs come and go, that is worth little while they are there (with two threads on two
+processors ratios were off by up to a third), so a pair is put off until they are gone (`Patience`).
 
 A server runs one network again and again, with its weights in the caches; a network that takes
 turns with another finds them gone. On a processor with a large shared cache the first run after
@@ -46,6 +48,8 @@ _SETTLE_RUNS = 8  # before a sample, at most
 _SETTLE_MS = 60.0  # likewise; one run at least
 _FEWEST = 3  # pairs that are timed however long they take
 _P95_PAIRS = 4  # times as many pairs for a percentile as for a median
+_ALONE = 0.85  # of the most processor time a second, that threads get where nothing else runs
+_MOMENT = 0.1  # seconds that are waited before looking again
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,45 @@ class Paired:
     reference_times: tuple[float, ...] = ()  # likewise the reference's
 
 
+@dataclass
+class Patience:
+    """Waits for other programs to leave the processors, in all no longer than was computed.
+
+    Runtimes' threads wait for one another busily, or sleep as long each time: how much processor
+    time a second a network gets changes only where other programs get their share of it.
+    """
+
+    most: float = 0.0  # processor seconds a second
+    computed: float = 0.0  # seconds
+    waited: float = 0.0
+
+    def interrupted(self, run: Callable[[], float]) -> tuple[float, bool]:
+        """What `run` returns, and whether others took processors from it."""
+        wall, processor = time.perf_counter(), time.process_time()
+        found = run()
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        self.computed += wall
+        self.most = max(self.most, processor / wall)
+        return found, processor / wall < _ALONE * self.most
+
+    def wait(self) -> bool:
+        """Wait a moment, if there is patience left; whether there was."""
+        if self.waited > self.computed:
+            return False
+        time.sleep(_MOMENT)
+        self.waited += _MOMENT
+        return True
+
+
+def patience_for(target: Target) -> list[Patience | None]:
+    """For each of the target's lengths, where other programs would spoil what is measured.
+
+    Not of percentiles, which are of requests as they come.
+    """
+    helps = target.device == "cpu" and target.threads > 1 and target.statistic == "median"
+    return [Patience() if helps else None for _ in target.points]
+
+
 def clock_of(target: Target) -> Clock:
     """The clock that is right for the target, see the module's docstring."""
     alone = target.device == "cpu" and target.threads == 1 and target.statistic == "median"
@@ -77,6 +120,7 @@ def time_pairs(
     clock: Clock = time.perf_counter,
     bursts: bool = True,
     seconds: float = math.inf,
+    patience: Patience | None = None,
 ) -> Paired:
     """Time `candidate` between runs of `reference`, `pairs` times.
 
@@ -84,6 +128,7 @@ def time_pairs(
         pairs: at most; fewer, but three at least, where `seconds` are over before.
         clock: `clock_of(target)`; by default wall time.
         bursts: whether a sample may be the mean of several short inferences.
+        patience: with other programs, of which the reference tells.
 
     Raises:
         ValueError: fewer than one pair.
@@ -98,8 +143,19 @@ def time_pairs(
     mine: list[float] = []
     others = [_sample(reference, how_reference, clock)]
     while len(mine) < pairs and (len(mine) < _FEWEST or time.perf_counter() < end):
-        mine.append(_sample(candidate, how, clock))
-        others.append(_sample(reference, how_reference, clock))
+        one = _sample(candidate, how, clock)
+        if patience is None:
+            other = _sample(reference, how_reference, clock)
+        else:
+            other, interrupted = patience.interrupted(
+                lambda: _sample(reference, how_reference, clock)
+            )
+            if interrupted and patience.wait():
+                end += _MOMENT
+                others[-1] = _sample(reference, how_reference, clock)
+                continue
+        mine.append(one)
+        others.append(other)
     times, references = np.array(mine), np.array(others)
     ratios = 2 * times / (references[:-1] + references[1:])
     low, ratio, high = np.percentile(ratios, (25, 50, 75))
@@ -127,6 +183,7 @@ def time_at_lengths(
     target: Target,
     pairs: int,
     seconds: float = math.inf,
+    patience: Sequence[Patience | None] | None = None,
 ) -> tuple[Paired, ...]:
     """`time_pairs` at each of the target's lengths, with the clock that is right for it.
 
@@ -135,6 +192,7 @@ def time_at_lengths(
         reference: likewise.
         pairs: at each length; where the statistic is a percentile, four times as many.
         seconds: at each length, see `time_pairs`; of a median only.
+        patience: likewise; by default there is none.
     """
     single = target.statistic != "median"
     return tuple(
@@ -145,8 +203,11 @@ def time_at_lengths(
             clock=clock_of(target),
             bursts=not single,
             seconds=math.inf if single else seconds,
+            patience=calm,
         )
-        for mine, other in zip(candidate, reference, strict=True)
+        for mine, other, calm in zip(
+            candidate, reference, patience or [None] * len(candidate), strict=True
+        )
     )
 
 

@@ -149,16 +149,32 @@ class LatencyPredictor:
         least, most = (float(self.pressure.at(100 * at)) for at in (low, high))
         rise = (most - least) / (high - low) if high > low else 0.0
 
+        return replace(
+            self._pressed(rise),
+            fixed_ms=self.fixed_ms + least - rise * low,
+            narrower=narrower,
+        )
+
+    def at_share(self, share: float) -> LatencyPredictor:
+        """An additive predictor that is right for networks of this share of the model's weights.
+
+        Each operator has its weights' part of what they cost there by their pressure.
+        """
+        each = float(self.pressure.at(100 * share)) / share
+        narrower = {width: p.at_share(share) for width, p in self.narrower.items()}
+        return replace(self._pressed(each), narrower=narrower)
+
+    def _pressed(self, rise: float) -> LatencyPredictor:
+        """With so much more for the full model's weights, part by part, instead of the pressure."""
+
         def tilted(curve: Curve, each: float) -> Curve:
             return replace(curve, ms=curve.ms + rise * each * curve.widths)
 
         return replace(
             self,
-            fixed_ms=self.fixed_ms + least - rise * low,
             attention=tilted(self.attention, self.weights.head),
             ffn=tilted(self.ffn, self.weights.neuron),
             pressure=_NO_PRESSURE,
-            narrower=narrower,
         )
 
     def scaled(self, factor: float) -> LatencyPredictor:

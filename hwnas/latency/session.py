@@ -19,7 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.latency.measure import PAIRS, Inference, Paired, Turns, pinned, time_at_lengths
+from hwnas.latency.measure import (
+    PAIRS,
+    Inference,
+    Paired,
+    Turns,
+    patience_for,
+    pinned,
+    time_at_lengths,
+)
 from hwnas.latency.plan import Plan, between
 from hwnas.latency.target import Target
 from hwnas.subnetwork import Block, Subnetwork
@@ -86,6 +94,7 @@ class Stopwatch:
         self.build = build
         self.target = target
         self.reference = self._turns(reference, COMPILATIONS)
+        self.patience = patience_for(target)
 
     def time(
         self,
@@ -100,7 +109,9 @@ class Stopwatch:
             seconds: at each length at most, if three pairs take no longer.
         """
         candidate = self._turns(subnetwork, compilations)
-        points = time_at_lengths(candidate, self.reference, self.target, pairs, seconds)
+        points = time_at_lengths(
+            candidate, self.reference, self.target, pairs, seconds, self.patience
+        )
         return Measurement(subnetwork, compilations, points)
 
     def _turns(self, subnetwork: Subnetwork, compilations: int) -> list[Turns]:

@@ -97,7 +97,8 @@ def render_comparison(
     ]
     for comparison in found:
         parts.append(Text(text.comparison(comparison), style="bold"))
-        table = Table(title=f"one block at {comparison.axis} {comparison.tokens}")
+        at = f"{comparison.axis} {comparison.tokens}"
+        table = Table(title=f"one block of a network of half the weights, at {at}")
         table.add_column("")
         for title in ("width", "first", "second", "second / first"):
             table.add_column(title, justify="right", overflow="fold")

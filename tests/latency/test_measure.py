@@ -10,10 +10,12 @@ import pytest
 
 from hwnas.latency.measure import (
     Paired,
+    Patience,
     Turns,
     as_stated,
     clock_of,
     confirmed,
+    patience_for,
     pinned,
     quantile,
     time_pairs,
@@ -139,6 +141,55 @@ def test_what_an_inference_needs_is_not_timed() -> None:
 
     paired = time_pairs(Turns([Decoding()]), Decoding(), pairs=4, clock=machine.clock)
     assert (paired.ms, paired.reference_ms) == (pytest.approx(5.0), pytest.approx(5.0))
+
+
+def spin(ms: float) -> float:
+    end = time.process_time() + ms / 1e3
+    while time.process_time() < end:
+        pass
+    return ms
+
+
+def test_pairs_are_put_off_until_other_programs_are_gone() -> None:
+    gone = 0.0  # when they are
+    calls = 0
+
+    def taken(ms: float) -> None:
+        """Most of the time another program has the processor, as long as there is one."""
+        if time.perf_counter() < gone:
+            time.sleep(4 * ms / 1e3)
+        spin(ms)
+
+    def reference() -> None:
+        nonlocal gone, calls
+        calls += 1
+        if calls == 60:
+            gone = time.perf_counter() + 0.3
+        taken(1.0)
+
+    patience = Patience(computed=1.0)
+    time_pairs(lambda: taken(2.0), reference, pairs=12, patience=patience)
+    assert calls > 60
+    assert 0.1 <= patience.waited <= 0.7
+
+
+def test_patience_ends_where_other_programs_stay() -> None:
+    def asleep() -> float:
+        time.sleep(0.05)
+        return 1.0
+
+    patience = Patience()
+    assert patience.interrupted(lambda: spin(20.0)) == (20.0, False)
+    assert patience.interrupted(asleep) == (1.0, True)
+    assert patience.wait()
+    assert not patience.wait()
+
+
+def test_patience_is_for_times_that_others_spoil() -> None:
+    cpu = "openvino:cpu:batch=1,seq=16,threads="
+    assert isinstance(patience_for(Target.parse(cpu + "2"))[0], Patience)
+    assert patience_for(Target.parse(cpu + "1")) == [None]  # processor time is of this program
+    assert patience_for(Target.parse(cpu + "2,statistic=p95")) == [None]
 
 
 def test_quantile_of_a_mix_weighs_groups_not_samples() -> None:

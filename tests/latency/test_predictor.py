@@ -80,6 +80,8 @@ def test_pressure_goes_with_the_size_of_the_weights(seed: int) -> None:
     assert pressed.predict(full) == pytest.approx(alone.predict(full) + 4.0)
     half = Subnetwork((Block(6, 768),) * 6)
     assert pressed.predict(half) == pytest.approx(alone.predict(half) + 1.0)
+    assert pressed.at_share(0.5).pressure_ms == 0
+    assert pressed.at_share(0.5).predict(half) == pytest.approx(pressed.predict(half))
     rng = random.Random(seed)
     subnetworks = [SPACE.sample(rng, drop=0.3) for _ in range(5)]
     found = pressed.predict_many(genomes(subnetworks))

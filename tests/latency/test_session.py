@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,9 +42,11 @@ def crowded(subnetwork: Subnetwork) -> float:
 class Device:
     """Stands where a stopwatch does: costs are known, measurements vary by `noise`."""
 
-    def __init__(self, cost: Cost, noise: float = 0.0, outliers: float = 0.0) -> None:
+    def __init__(
+        self, cost: Cost, noise: float = 0.0, outliers: float = 0.0, seed: int = 0
+    ) -> None:
         self.cost, self.noise, self.outliers = cost, noise, outliers
-        self.rng = np.random.default_rng(0)
+        self.rng = np.random.default_rng(seed)
         self.timed: list[Subnetwork] = []
 
     def time(
@@ -105,6 +108,18 @@ def test_fit_averages_noise_and_bears_outliers(outliers: float) -> None:
     errors = [costs.of(s) * scale / stepped(s) - 1 for s in PLAN.unseen]
     assert np.mean(np.abs(errors)) < 0.025
     assert 0.01 < interval(fitted) < 0.08 + outliers
+
+
+def test_costs_are_steady_from_one_session_to_the_next() -> None:
+    apart = []
+    for first, second in pairwise(range(5)):
+        one, two = (
+            fit(PLAN, measure(PLAN, Device(crowded, noise=0.03, seed=seed))).costs[0]  # type: ignore[arg-type]
+            for seed in (first, second)
+        )
+        for mine, theirs in ((one.attention, two.attention), (one.ffn, two.ffn)):
+            apart += [abs(theirs[w] / mine[w] - 1) for w in mine.keys() & theirs.keys()]
+    assert np.median(apart) < 0.05
 
 
 def test_pressure_on_the_caches_is_found() -> None:
