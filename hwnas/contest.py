@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from hwnas.latency.session import Stopwatch
     from hwnas.search.exact import BlockLoss
+    from hwnas.training.memory import Memory
 
 
 @dataclass
@@ -67,6 +68,22 @@ class Contest:
     def loss(self) -> BlockLoss:
         """Additive loss of widths, for the exact answers that seed the search."""
         return self.scores.loss()
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """Of what the teacher says to the finalists, where they see rows again and again."""
+        from hwnas.training.memory import Memory
+
+        inputs = self.inputs
+        steps = inputs.plan.winner_steps + inputs.plan.heir_steps * (len(inputs.recipe.budgets) - 1)
+        return Memory.if_worth_it(
+            self.teacher,
+            inputs.tokenizer,
+            inputs.train,
+            seen=steps * inputs.plan.batch,
+            states=inputs.recipe.training.states_weight > 0,
+            relations=inputs.recipe.training.relations_weight > 0,
+        )
 
     def divergence(self, answers: np.ndarray) -> float:
         """The distance of answers from the teacher's, on the search's validation rows."""
@@ -250,6 +267,7 @@ def train_finalists(
     folder = inputs.path / "finalists" / Budget.parse(budget).folder
     origins = _origins(contest, forerunner)
     entrants = [_entrant(contest, s, origins, steps) for s in selection.structures]
+    examples = inputs.train if contest.memory is None else contest.memory.examples
     seen = inputs.plan.supernet_steps if contest.network else 0
     if forerunner is not None:
         seen += inputs.plan.winner_steps
@@ -261,7 +279,7 @@ def train_finalists(
         entrants,
         lambda entrant: origins[entrant.start].extract(entrant.subnetwork),
         inputs.tokenizer,
-        rows(inputs.train, seen * inputs.plan.batch, len(inputs.train)),
+        rows(examples, seen * inputs.plan.batch, len(examples)),
         inputs.choice_validation,
         inputs.task.kind,
         inputs.task.metric,
@@ -269,6 +287,7 @@ def train_finalists(
         inputs.optimization(0, inputs.recipe.training.finalist_rate, 10),
         folder,
         contest.teacher,
+        contest.memory,
     )
     won = {(r.entrant, r.rung) for r in halving.results if r.rung > 0} | {
         (halving.winner, r) for r in range(len(rungs))

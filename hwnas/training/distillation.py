@@ -5,9 +5,6 @@
 - How its last block relates tokens: queries with queries, keys with keys, values with values, as in
   MiniLMv2 (Wang et al. 2021). The columns are divided into relation heads that have nothing to do
   with attention heads, so the student may have fewer of these.
-
-The teacher answers each batch on the spot: its states for all rows would fill gigabytes, and
-students see few rows twice.
 """
 
 from __future__ import annotations

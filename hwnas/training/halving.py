@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hwnas.training.memory import Memory
+
 
 @dataclass(frozen=True)
 class Entrant:
@@ -88,6 +90,7 @@ def halve(
     optimization: Optimization,
     folder: Path,
     teacher: PreTrainedModel | None = None,
+    memory: Memory | None = None,
 ) -> Halving:
     """Train `entrants` rung by rung and return the standing and the winner.
 
@@ -99,6 +102,7 @@ def halve(
         optimization: its `steps` are replaced by each rung's.
         folder: where the weights of each rung go.
         teacher: the entrants learn from it.
+        memory: of what it has said to `examples`.
     """
     alive = list(range(len(entrants)))
     results: list[RungResult] = []
@@ -126,6 +130,7 @@ def halve(
                     work,
                     kind=kind,
                     teacher=teacher,
+                    memory=memory,
                     title=title,
                 )
                 standing_at = (i, number, taken + steps)

@@ -2,14 +2,14 @@
 
 The Trainer keeps the loop, the optimizer, the checkpoints and `torchrun`; what is ours is the
 fixed order of the examples (`order.py`), distillation from a teacher that answers each batch on
-the spot and, for the super-network, several subnetworks a step. Every run is so many steps, no
-epochs, and resumes to the same weights.
+the spot, or has answered its rows before (`memory.py`), and, for the super-network, several
+subnetworks a step. Every run is so many steps, no epochs, and resumes to the same weights.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,8 +50,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hwnas.training.memory import Memory
+
 _QUESTIONS = ("input_ids", "attention_mask", "token_type_ids")
 _LABELS = ("labels", "start_positions", "end_positions")
+ROW = "teacher_row"  # column of a row's number among those that a teacher's memory is of
 _ROWS_FOR_VARIANCE = 64
 
 
@@ -113,6 +116,7 @@ class PlannedTrainer(Trainer):
     Args:
         kind: of the task; its losses are what is learned by from a teacher.
         teacher: in eval mode; it is run beside the model, and the loss is the distillation's.
+        memory: of what it has said to rows before.
     """
 
     def __init__(
@@ -121,12 +125,14 @@ class PlannedTrainer(Trainer):
         optimization: Optimization,
         kind: Kind,
         teacher: PreTrainedModel | None = None,
+        memory: Memory | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.optimization = optimization
         self.kind = kind
         self.teacher = teacher.to(self.args.device) if teacher is not None else None  # type: ignore[arg-type]
+        self.memory = memory
         self.model_accepts_loss_kwargs = False  # our loss is a mean over the batch
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -153,9 +159,11 @@ class PlannedTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def answers(self, inputs: dict[str, torch.Tensor]) -> _Observed:
+    def answers(self, inputs: dict[str, torch.Tensor]) -> Observed:
         """What the teacher says to a batch."""
         assert self.teacher is not None
+        if self.memory is not None:
+            return self.memory.answers(inputs[ROW].tolist(), inputs["input_ids"].shape[1])
         return self._observed(self.teacher, self.teacher, inputs)
 
     @cached_property
@@ -171,22 +179,22 @@ class PlannedTrainer(Trainer):
 
     def _observed(
         self, model: torch.nn.Module, inner: Any, inputs: dict[str, torch.Tensor]
-    ) -> _Observed:
-        """Run the model, and note what the loss looks at inside (in `inner`, the model itself)."""
+    ) -> Observed:
         wanted = self.optimization
-        with ExitStack() as stack:
-            projections: list[torch.Tensor] = []
-            if wanted.relations_weight > 0:
-                projections = stack.enter_context(last_projections(inner))
-            outputs = model(**questions(inputs), output_hidden_states=wanted.states_weight > 0)
-        return _Observed(outputs, projections)
+        return observe(
+            model,
+            inner,
+            inputs,
+            states=wanted.states_weight > 0,
+            relations=wanted.relations_weight > 0,
+        )
 
     def distilled(
         self,
         model: torch.nn.Module,
         inner: Any,
         inputs: dict[str, torch.Tensor],
-        teacher: _Observed,
+        teacher: Observed,
     ) -> tuple[Any, torch.Tensor]:
         """The model's outputs for a batch, and the loss by the teacher's.
 
@@ -194,18 +202,13 @@ class PlannedTrainer(Trainer):
             model: perhaps wrapped for several processes; `inner` is what is wrapped.
         """
         wanted = self.optimization
-        outputs, projections = self._observed(model, inner, inputs)
-        answers = teacher.outputs
+        outputs, states, projections = self._observed(model, inner, inputs)
         hard = self.kind.hard_loss(outputs, inputs)
-        soft = self.kind.soft_loss(outputs, answers, inputs, wanted.temperature)
+        soft = self.kind.soft_loss(outputs, teacher.outputs, inputs, wanted.temperature)
         loss = wanted.distill_weight * soft + (1 - wanted.distill_weight) * hard
         if wanted.states_weight > 0:
-            # the first of the hidden states is the embeddings', before any block
             loss = loss + wanted.states_weight * states_loss(
-                outputs.hidden_states[1:],
-                answers.hidden_states[1:],
-                inputs["attention_mask"],
-                self._variances,
+                states, teacher.states, inputs["attention_mask"], self._variances
             )
         if wanted.relations_weight > 0:
             loss = loss + wanted.relations_weight * relations_loss(
@@ -214,11 +217,40 @@ class PlannedTrainer(Trainer):
         return outputs, loss
 
 
-class _Observed(NamedTuple):
-    """A model's outputs for a batch, and the last block's queries, keys and values if needed."""
+class Observed(NamedTuple):
+    """What a loss looks at of a model and a batch.
+
+    Attributes:
+        outputs: the model's.
+        states: `(batch, seq, hidden)` after each block, if asked for.
+        projections: the last block's queries, keys and values, likewise.
+    """
 
     outputs: Any
-    projections: list[torch.Tensor]
+    states: Sequence[torch.Tensor]
+    projections: Sequence[torch.Tensor]
+
+
+def observe(
+    model: torch.nn.Module,
+    inner: Any,
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    states: bool,
+    relations: bool,
+) -> Observed:
+    """Run a model on a batch, and note what is asked for of what goes on inside.
+
+    Args:
+        model: perhaps wrapped for several processes; `inner` is what is wrapped.
+    """
+    with ExitStack() as stack:
+        projections: list[torch.Tensor] = []
+        if relations:
+            projections = stack.enter_context(last_projections(inner))
+        outputs = model(**questions(inputs), output_hidden_states=states)
+    # the first of the hidden states is the embeddings', before any block
+    return Observed(outputs, outputs.hidden_states[1:] if states else (), projections)
 
 
 class SandwichTrainer(PlannedTrainer):
@@ -277,7 +309,7 @@ class SandwichTrainer(PlannedTrainer):
 
 def questions(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A batch without its labels."""
-    return {name: value for name, value in inputs.items() if name not in _LABELS}
+    return {name: value for name, value in inputs.items() if name in _QUESTIONS}
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, examples: Dataset) -> Callable[[Any], Any]:
@@ -291,8 +323,11 @@ def collator(tokenizer: PreTrainedTokenizerBase, examples: Dataset) -> Callable[
 
 def model_columns(examples: Dataset) -> Dataset:
     """Of encoded rows, what a model takes."""
-    names = [name for name in (*_QUESTIONS, *_LABELS) if name in examples.column_names]
-    return examples.select_columns(names)
+    return _columns(examples, (*_QUESTIONS, *_LABELS))
+
+
+def _columns(examples: Dataset, names: Sequence[str]) -> Dataset:
+    return examples.select_columns([name for name in names if name in examples.column_names])
 
 
 def _per_pass(optimization: Optimization) -> int:
@@ -332,6 +367,7 @@ def train(
     *,
     kind: Kind | None = None,
     teacher: PreTrainedModel | None = None,
+    memory: Memory | None = None,
     sandwich: Sandwich | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
     title: str = "training",
@@ -344,6 +380,7 @@ def train(
         kind: of the task; by default classification.
         teacher: a dense model in eval mode, its residual width the student's or more, in the same
             order; without it, the labels alone are learned.
+        memory: of what it has said to such rows; these must then be of `memory.examples`.
         work: folder for the checkpoints of an interrupted training; a training that finds one
             there goes on from it. Removed at the end.
     """
@@ -372,12 +409,14 @@ def train(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    columns = (*_QUESTIONS, *_LABELS, *([ROW] if memory is not None else []))
     common: dict[str, Any] = {
         "args": arguments,
         "optimization": optimization,
         "kind": kind or Classification(),
         "teacher": teacher,
-        "train_dataset": model_columns(examples).select(order),
+        "memory": memory,
+        "train_dataset": _columns(examples, columns).select(order),
         "data_collator": collator(tokenizer, examples),
     }
     trainer: Any

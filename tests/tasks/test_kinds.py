@@ -31,7 +31,8 @@ from hwnas.tasks.rows import Columns, Row
 from hwnas.tasks.spans import Spans, normalised
 from hwnas.tasks.spec import TaskSpec
 from hwnas.tasks.tokens import Tokens
-from hwnas.training.trainer import Optimization, collator, model_columns, questions, train
+from hwnas.training.memory import Memory
+from hwnas.training.trainer import Optimization, collator, model_columns, observe, questions, train
 
 MODELS = {
     "classification": BertForSequenceClassification,
@@ -123,6 +124,32 @@ def test_losses_in_torch_and_in_numpy_agree(name: str, setup: Any) -> None:
     assert found.kind.soft_loss(theirs, theirs, batch, 2.0).item() == pytest.approx(0, abs=1e-6)
     answers[0, 0] = np.nan
     assert math.isnan(found.kind.score(found.kind.metrics[0], answers, found.encoded))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_remembered_of_a_teacher_is_what_it_says(name: str, setup: Any) -> None:
+    found = setup(name)
+    memory = Memory(found.teacher, found.tokenizer, found.encoded, states=True, relations=True)
+    batch = _batch(found)
+    with torch.inference_mode():
+        mine = found.model(**questions(batch))
+        theirs = observe(found.teacher, found.teacher, batch, states=True, relations=True)
+    rows = list(range(len(batch["input_ids"])))
+    for _ in range(2):
+        known = memory.answers(rows, batch["input_ids"].shape[1])
+        soft, expected = (
+            found.kind.soft_loss(mine, outputs, batch, 1.0).item()
+            for outputs in (known.outputs, theirs.outputs)
+        )
+        assert soft == pytest.approx(expected, abs=1e-6)
+    real = batch["attention_mask"].bool()
+    inside = (*known.states, *known.projections), (*theirs.states, *theirs.projections)
+    assert len(known.states) == found.teacher.config.num_hidden_layers
+    assert len(known.projections) == 3
+    for remembered, said in zip(*inside, strict=True):
+        assert remembered.dtype == said.dtype
+        torch.testing.assert_close(remembered[real], said[real], rtol=0.01, atol=0.01)
+        assert not remembered[~real].any()
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -13,6 +13,7 @@ from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.space import SearchSpace
 from hwnas.training.distillation import state_variances, states_loss
+from hwnas.training.memory import Memory
 from hwnas.training.order import training_order
 from hwnas.training.sampling import Sandwich
 from hwnas.training.trainer import Optimization, train
@@ -118,6 +119,53 @@ def test_a_killed_training_resumes_to_the_same_weights(
     _train_dense(fresh, tokenizer, examples, tmp_path / "killed", teacher)
     for name, tensor in _weights(fresh).items():
         assert torch.equal(tensor, whole[name]), name
+
+
+def test_a_training_that_remembers_its_teacher(
+    model, teacher, tiny_config, tokenizer, examples, tmp_path
+):
+    start = _weights(model)
+
+    def run(work, remembers, callbacks=()):
+        fresh = BertForSequenceClassification(tiny_config)
+        fresh.load_state_dict(start)
+        memory = None
+        if remembers:  # as a process that was started again would have it: empty
+            memory = Memory(teacher, tokenizer, examples, states=True, relations=False)
+        train(
+            fresh,
+            tokenizer,
+            memory.examples if memory else examples,
+            SETTINGS,
+            work,
+            teacher=teacher,
+            memory=memory,
+            callbacks=callbacks,
+        )
+        return _weights(fresh)
+
+    plain, whole = run(tmp_path / "plain", False), run(tmp_path / "whole", True)
+    moved = sum((plain[name] - start[name]).norm() for name in start)
+    assert sum((whole[name] - plain[name]).norm() for name in start) < 0.02 * moved
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", True, (_Kill(7),))
+    resumed = run(tmp_path / "killed", True)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
+
+
+@pytest.mark.parametrize(("seen", "kept"), [(192, True), (190, False)])
+def test_a_memory_is_for_rows_seen_again(teacher, tokenizer, examples, seen, kept):
+    memory = Memory.if_worth_it(
+        teacher, tokenizer, examples, seen=seen, states=True, relations=False
+    )
+    assert (memory is not None) == kept
+
+
+def test_a_memory_has_bounds(teacher, tokenizer, examples):
+    long = examples.remove_columns("length").add_column("length", [10**6] * len(examples))
+    assert (
+        Memory.if_worth_it(teacher, tokenizer, long, seen=960, states=True, relations=False) is None
+    )
 
 
 def test_a_killed_supernet_training_resumes_to_the_same_weights(
