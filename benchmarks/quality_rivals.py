@@ -211,16 +211,16 @@ def choose(inputs: Inputs, kind: Kind) -> None:
     Structures are timed, and chosen again where they miss, as the searched ones are.
     """
     from hwnas.latency.graphs import builder
-    from hwnas.latency.measure import as_stated
-    from hwnas.latency.session import COMPILATIONS, Stopwatch
+    from hwnas.latency.measure import settled
+    from hwnas.latency.session import Stopwatch
 
     recipe, target = inputs.recipe, inputs.target
     table = LatencyTable.load(inputs.path / "table.json")
     stopwatch = Stopwatch(builder(inputs.config, target), target, Subnetwork.full(inputs.shape))
 
     def milliseconds(subnetwork: Subnetwork) -> float:
-        measured = stopwatch.time(subnetwork, recipe.measure.pairs, COMPILATIONS)
-        return as_stated(measured.points, target).ratio * table.reference_ms
+        paired = settled(lambda: stopwatch.once(subnetwork, recipe.measure.pairs))
+        return paired.ratio * table.reference_ms
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
         found = kind.propose(predictor, budget_ms)

@@ -18,9 +18,8 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError
 from hwnas.files import read_model, write_json
 from hwnas.importance.scores import Importance
-from hwnas.latency.measure import as_stated
+from hwnas.latency.measure import settled
 from hwnas.latency.predictor import LatencyPredictor
-from hwnas.latency.session import COMPILATIONS
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.models import load
@@ -145,9 +144,7 @@ class _StructureClock:
         inputs = self.contest.inputs
 
         def ratio() -> dict[str, float]:
-            pairs = inputs.recipe.measure.pairs
-            measured = self._stopwatch.time(subnetwork, pairs, COMPILATIONS)
-            paired = as_stated(measured.points, inputs.target)
+            paired = settled(lambda: self._stopwatch.once(subnetwork, inputs.recipe.measure.pairs))
             return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
         measured = inputs.directory.measured(f"structure {subnetwork}", ratio)

@@ -12,10 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas import stages
 from hwnas.anatomy import find_shape
 from hwnas.files import read_model, write_json, write_text
-from hwnas.latency.measure import Paired, confirmed
+from hwnas.latency.measure import Paired, settled
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.latency.validation import operations
@@ -213,18 +212,16 @@ def _time(inputs: Inputs, budget: str, folder: Path) -> dict[str, Any]:
     """Paired latency of the chosen and the baseline's served files, measured once a run."""
     from hwnas.export import measure_against
 
-    most = stages.budget_share(inputs, budget) * (1 + inputs.recipe.measure.tolerance)
-
     def once() -> Paired:
         return measure_against(
             _served_folder(inputs, folder),
             _served_folder(inputs, inputs.path / "baseline"),
             inputs.target,
-            pairs=2 * inputs.recipe.measure.pairs,
+            pairs=inputs.recipe.measure.pairs,
         )
 
     def measure() -> dict[str, float]:
-        paired = confirmed(once, most)
+        paired = settled(once)
         return {
             "ratio": paired.ratio,
             "spread": paired.ratio_spread,

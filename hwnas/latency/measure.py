@@ -50,6 +50,8 @@ _FEWEST = 3  # pairs that are timed however long they take
 _P95_PAIRS = 4  # times as many pairs for a percentile as for a median
 _ALONE = 0.85  # of the most processor time a second, that threads get where nothing else runs
 _MOMENT = 0.1  # seconds that are waited before looking again
+_MEASURED = (2, 6)  # times that what counts is measured, at least and at most
+_SURE = 0.01  # standard error of the mean of these, as a share, that is good enough
 
 
 @dataclass(frozen=True)
@@ -335,15 +337,24 @@ def _busy() -> dict[int, int]:
     return found
 
 
-def confirmed(measure: Callable[[], Paired], limit: float) -> Paired:
-    """A measurement; if its ratio exceeds `limit`, the one of median ratio among it and two more.
+def settled(measure: Callable[[], Paired]) -> Paired:
+    """Measure again until the mean ratio is sure to a hundredth, six times at most.
 
-    Noise alone should not fail a verdict that a whole run led up to.
+    On a shared machine large networks' times wander within seconds, by 4 % where a neighbour was
+    busy. A budget is not to be met or missed by that.
     """
-    first = measure()
-    if first.ratio <= limit:
-        return first
-    return sorted((first, measure(), measure()), key=lambda paired: paired.ratio)[1]
+    found = [measure()]
+    while len(found) < _MEASURED[0] or (
+        len(found) < _MEASURED[1] and _standard_error([p.ratio for p in found]) > _SURE
+    ):
+        found.append(measure())
+    middle = sorted(found, key=lambda paired: paired.ratio)[len(found) // 2]
+    return replace(middle, ratio=float(np.mean([paired.ratio for paired in found])))
+
+
+def _standard_error(ratios: Sequence[float]) -> float:
+    """Of their mean, as a share of it."""
+    return float(np.std(ratios, ddof=1) / math.sqrt(len(ratios)) / np.mean(ratios))
 
 
 def _warm_up(inference: Inference, clock: Clock, at_least: int = _WARM_RUNS[0]) -> float:

@@ -24,6 +24,7 @@ from hwnas.latency.measure import (
     Inference,
     Paired,
     Turns,
+    as_stated,
     patience_for,
     pinned,
     time_at_lengths,
@@ -113,6 +114,11 @@ class Stopwatch:
             candidate, self.reference, self.target, pairs, seconds, self.patience
         )
         return Measurement(subnetwork, compilations, points)
+
+    def once(self, subnetwork: Subnetwork, pairs: int) -> Paired:
+        """One measurement as the target states latency, compiled as often as the reference is."""
+        measured = self.time(subnetwork, pairs, COMPILATIONS)
+        return as_stated(measured.points, self.target)
 
     def _turns(self, subnetwork: Subnetwork, compilations: int) -> list[Turns]:
         built = self.build(subnetwork, compilations)

@@ -44,12 +44,12 @@ def states_loss(
         variances: of each of the teacher's, as `state_variances` finds them. Those of the batch at
             hand would make the loss of a batch differ from the mean of its parts'.
     """
-    real = mask.bool()
+    real = mask.to(states[0].dtype)
     losses = []
     for position, state in enumerate(states, start=1):
         match = round(position * len(teacher_states) / len(states)) - 1
-        wanted = teacher_states[match][real][:, : state.shape[-1]]
-        apart = (state[real] - wanted).square().sum(dim=-1).mean()
+        wanted = teacher_states[match][..., : state.shape[-1]]
+        apart = ((state - wanted).square().sum(dim=-1) * real).sum() / real.sum()
         losses.append(apart / variances[match])
     return torch.stack(losses).mean()
 
