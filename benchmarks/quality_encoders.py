@@ -10,9 +10,9 @@ the same latency budgets:
 - `int8`: the baseline in static int8, nothing else;
 - `whittle`: says why it is not there.
 
-Latency is of batches of eight. A single short sentence is bound by reading weights out of caches that
-a shared machine's neighbours use too: there one structure took 0.49 to 0.55 of the baseline's time
-within minutes, in batches 0.553 to 0.562.
+Latency is of batches of eight. A single short sentence is bound by reading weights out of caches
+that a shared machine's neighbours use too: there one structure took 0.49 to 0.55 of the baseline's
+time within minutes, in batches 0.553 to 0.562.
 
 Every rival is trained, with the same distillation, for all the compute that our run spent after the
 baseline, each budget for its part. A row holds the budgets of one way on one task with one seed:
@@ -49,7 +49,7 @@ BUDGETS = ("50%", "33%", "20%")
 WAYS = ("ours", "uniform", "layers", "one-shot", "fresh", "int8", "whittle")
 REPEATED = ("ours", "uniform", "layers", "one-shot")  # with more than one seed
 PROTOCOL = (
-    "demo:minilm, official dev split as test; paired latency of the exported files; rivals train "
+    "demo:minilm, official dev split as test; batches of eight, paired latency of the exported files; rivals train "
     "for all the compute that ours spends after the baseline"
 )
 WHITTLE = (
