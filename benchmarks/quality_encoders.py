@@ -49,8 +49,8 @@ BUDGETS = ("50%", "33%", "20%")
 WAYS = ("ours", "uniform", "layers", "one-shot", "fresh", "int8", "whittle")
 REPEATED = ("ours", "uniform", "layers", "one-shot")  # with more than one seed
 PROTOCOL = (
-    "demo:minilm, official dev split as test; batches of eight, paired latency of the exported files; rivals train "
-    "for all the compute that ours spends after the baseline"
+    "demo:minilm, official dev split as test; paired latency of the exported files, in batches of "
+    "eight; rivals train for all the compute that ours spends after the baseline"
 )
 WHITTLE = (
     "whittle 0.6.0 shrinks LitGPT decoders only, it has no encoder; it also needs transformers "
