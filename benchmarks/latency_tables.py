@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +30,12 @@ from hwnas.latency.adapt import adapt
 from hwnas.latency.compare import compare
 from hwnas.latency.graphs import builder
 from hwnas.latency.kit import table_from, write_kit
-from hwnas.latency.measure import PAIRS, as_stated, pinned
+from hwnas.latency.measure import PAIRS, pinned, settled
+from hwnas.latency.parts import Machine
 from hwnas.latency.plan import Plan, whole_networks
 from hwnas.latency.profiling import table_of
-from hwnas.latency.session import COMPILATIONS, Session, Stopwatch, check, measure
-from hwnas.latency.table import LatencyTable, Machine
+from hwnas.latency.session import Session, Stopwatch, check, measure
+from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 from hwnas.models import load_config
 from hwnas.subnetwork import Subnetwork, genomes
@@ -67,11 +69,10 @@ SETTINGS = (
     ),
     Setting("smollm2", "openvino:cpu:threads=1,batch=1,phase=prefill,seq=128", 120),
 )
-COMPLIANCE = "openvino:cpu:threads=1,batch=1,seq=64"
-ROBUSTNESS = (
-    "openvino:cpu:threads=1,batch=1,seq=64",
-    "openvino:cpu:threads=2,batch=1,seq=64",
-)
+# bound by reading weights out of shared caches, and by computing
+BATCH_OF_1, BATCH_OF_8 = (f"openvino:cpu:threads=1,batch={n},seq=64" for n in (1, 8))
+COMPLIANCE = (BATCH_OF_1, BATCH_OF_8)
+ROBUSTNESS = (BATCH_OF_1, BATCH_OF_8, "openvino:cpu:threads=2,batch=1,seq=64")
 KIT = "openvino:cpu:threads=1,batch=1,seq=128"
 ADAPTED = "openvino:cpu:threads=2,batch=1,seq=64"
 UNSEEN, QUICK_UNSEEN = 30, 6
@@ -146,12 +147,12 @@ def profiled(spec: str) -> tuple[LatencyTable, Stopwatch, Plan, list[Any]]:
     return table, stopwatch, plan, fitted
 
 
-def compliance(count: int, tables: int) -> dict[str, Any]:
+def compliance(spec: str, count: int, tables: int) -> dict[str, Any]:
     """Networks picked just under a budget with 95 % confidence, measured; each table's by turns."""
+    target = Target.parse(spec)
     rows, slack, intervals = [], [], []
     for number in range(tables):
-        table, stopwatch, _, fitted = profiled(COMPLIANCE)
-        target = Target.parse(COMPLIANCE)
+        table, stopwatch, _, fitted = profiled(spec)
         sure, likely = table.predictor(0.95), table.predictor()
         candidates = whole_networks(table.model.shape, 5000, seed=5)
         bound = sure.predict_many(genomes(candidates))
@@ -161,9 +162,8 @@ def compliance(count: int, tables: int) -> dict[str, Any]:
                 budget = float(share * table.reference_ms)
                 inside = np.flatnonzero(bound <= budget)
                 pick: Subnetwork = candidates[int(inside[np.argmax(bound[inside])])]
-                measured = stopwatch.time(pick, PAIRS, COMPILATIONS)
-                ms = as_stated(measured.points, target).ratio * beside
-                rows.append((number, budget, likely.predict(pick), ms))
+                truly = settled(partial(stopwatch.once, pick, PAIRS)).ratio * beside
+                rows.append((number, budget, likely.predict(pick), truly))
         slack += [1 - predicted / budget for of, budget, predicted, _ in rows if of == number]
         intervals.append(table.interval_90)
     of, budgets, _, ms = np.array(rows).T
@@ -235,7 +235,7 @@ def kit(unseen: int) -> dict[str, Any]:
 
 def adapted(unseen: int) -> dict[str, Any]:
     """A table of one target scaled to another by a tenth of the measurements."""
-    source, *_ = profiled(COMPLIANCE)
+    source, *_ = profiled(BATCH_OF_1)
     return _record(adapt(source, "demo:minilm", ADAPTED, validate=unseen))
 
 
@@ -251,7 +251,7 @@ def _record(table: LatencyTable) -> dict[str, Any]:
 
 def speed() -> dict[str, Any]:
     """Predictions a second on one core, one vectorised call for a million BERT-base networks."""
-    table, *_ = profiled(COMPLIANCE)
+    table, *_ = profiled(BATCH_OF_1)
     rng = np.random.default_rng(0)
     widths = (rng.integers(1, 13, (10**6, 12)), 64 * rng.integers(1, 25, (10**6, 12)))
     million = np.stack(widths, axis=-1)
@@ -275,16 +275,16 @@ def main() -> None:
         results.row(key, lambda setting=setting: accuracy(setting, unseen))  # type: ignore[misc]
     budgets = QUICK_BUDGETS if args.quick else BUDGETS
     tables, rounds = (1, 1) if args.quick else (TABLES, ROUNDS)
-    results.row({"what": "compliance", "target": COMPLIANCE}, lambda: compliance(budgets, tables))
-    for spec in ROBUSTNESS[: 1 if args.quick else None]:
+    for spec in COMPLIANCE[: 1 if args.quick else None]:
         results.row(
-            {"what": "robustness", "target": spec},
-            lambda spec=spec: robustness(spec, rounds),  # type: ignore[misc]
+            {"what": "compliance", "target": spec}, partial(compliance, spec, budgets, tables)
         )
+    for spec in ROBUSTNESS[: 1 if args.quick else None]:
+        results.row({"what": "robustness", "target": spec}, partial(robustness, spec, rounds))
     few = QUICK_UNSEEN if args.quick else UNSEEN // 2
     if not args.quick:
         results.row({"what": "kit", "target": KIT}, lambda: kit(unseen))
-    results.row({"what": "adapt", "from": COMPLIANCE, "target": ADAPTED}, lambda: adapted(few))
+    results.row({"what": "adapt", "from": BATCH_OF_1, "target": ADAPTED}, lambda: adapted(few))
     results.row({"what": "speed"}, speed)
     results.finish(headline(results.rows))
 
@@ -313,12 +313,12 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
             for rival in found[0]["rivals"]
         },
         "coverage_90": round(float(np.mean(inside)), 4),
-        "compliance_95": others["compliance"]["met"],
-        "slack_95": others["compliance"]["slack"],
-        "drift_under_load": max(r["drift"] for r in rows if r["what"] == "robustness"),
-        "predictions_apart_under_load": max(
-            r["predictions_apart"] for r in rows if r["what"] == "robustness"
-        ),
+        "compliance_95": {r["target"]: r["met"] for r in rows if r["what"] == "compliance"},
+        "slack_95": {r["target"]: r["slack"] for r in rows if r["what"] == "compliance"},
+        "drift_under_load": {r["target"]: r["drift"] for r in rows if r["what"] == "robustness"},
+        "predictions_apart_under_load": {
+            r["target"]: r["predictions_apart"] for r in rows if r["what"] == "robustness"
+        },
         "kit_mape": others.get("kit", {}).get("mape"),
         "adapted_mape": others["adapt"]["mape"],
         "predictions_per_second": others["speed"]["per_second"],

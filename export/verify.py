@@ -186,7 +186,7 @@ def export_and_check(model: str | Path, out: Path, target: Target) -> Verificati
     require(target)
     dense = load(model)  # refuses weights without a head, where `load_model` would invent one
     _, tokenizer = load_model(str(model))
-    for name in {*FORMATS, served_folder(target)}:
+    for name in dict.fromkeys((*FORMATS, served_folder(target))):
         if (out / name).exists():
             raise UserError(f"{out / name}: exists already; choose another --out or remove it")
     written = export_model(dense, tokenizer, out)

@@ -20,20 +20,19 @@ from hwnas.anatomy import find_shape
 from hwnas.errors import UserError
 from hwnas.latency.graphs import builder
 from hwnas.latency.measure import pinned
+from hwnas.latency.parts import (
+    Adaptation,
+    AtLength,
+    Entry,
+    Machine,
+    Milliseconds,
+    Narrower,
+)
 from hwnas.latency.plan import Plan
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.profiling import check_phase, config_of
 from hwnas.latency.session import COMPILATIONS, PAIRS_EACH, Measurement, Stopwatch, check
-from hwnas.latency.table import (
-    Adaptation,
-    AtLength,
-    Entry,
-    LatencyTable,
-    Machine,
-    Milliseconds,
-    Narrower,
-    stated_reference,
-)
+from hwnas.latency.table import LatencyTable, stated_reference
 from hwnas.latency.target import Target
 from hwnas.latency.validation import validated
 from hwnas.progress import bar

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from hwnas.latency.table import AtLength, Device, Entry, LatencyTable, ModelSizes, Validation
+    from hwnas.latency.parts import (
+        AtLength,
+        Device,
+        Entry,
+        ModelSizes,
+        Validation,
+    )
+    from hwnas.latency.table import LatencyTable
 
 _UNIT_TOLERANCE = 0.02  # rounding of milliseconds that were written by hand
 _RECORD_TOLERANCE = 0.05  # likewise of a record's per cents

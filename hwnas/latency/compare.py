@@ -14,16 +14,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hwnas.errors import UserError
-from hwnas.latency.plan import whole_networks
-from hwnas.latency.predictor import LatencyPredictor
-from hwnas.latency.table import (
+from hwnas.latency.parts import (
     AtLength,
     Entry,
-    LatencyTable,
     Milliseconds,
     Narrower,
-    stated_reference,
 )
+from hwnas.latency.plan import whole_networks
+from hwnas.latency.predictor import LatencyPredictor
+from hwnas.latency.table import LatencyTable, stated_reference
 from hwnas.latency.target import Length, Target
 from hwnas.subnetwork import genomes
 

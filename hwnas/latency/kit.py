@@ -22,11 +22,12 @@ from hwnas.errors import UserError
 from hwnas.files import read_json, replacing
 from hwnas.latency.graphs import template
 from hwnas.latency.openvino_graphs import OpenVinoTemplate, repeat
+from hwnas.latency.parts import Device, Machine, ModelSizes
 from hwnas.latency.plan import Plan
 from hwnas.latency.profiling import check_phase, config_of, table_of
 from hwnas.latency.runtimes import check_length
 from hwnas.latency.session import Measurement, Session
-from hwnas.latency.table import Device, LatencyTable, Machine, ModelSizes
+from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 
 if TYPE_CHECKING:

@@ -22,20 +22,19 @@ from hwnas.errors import UserError
 from hwnas.latency.fit import Costs, Fit, fit, interval_90
 from hwnas.latency.graphs import builder
 from hwnas.latency.measure import clock_of, quantile
-from hwnas.latency.plan import Plan
-from hwnas.latency.session import PAIRS_EACH, Measurement, Session, run
-from hwnas.latency.table import (
+from hwnas.latency.parts import (
     AtLength,
     Entry,
-    LatencyTable,
     Machine,
     Milliseconds,
     ModelSizes,
     Narrower,
     Operator,
     Protocol,
-    stated_reference,
 )
+from hwnas.latency.plan import Plan
+from hwnas.latency.session import PAIRS_EACH, Measurement, Session, run
+from hwnas.latency.table import LatencyTable, stated_reference
 from hwnas.latency.target import Target
 from hwnas.latency.validation import validated
 from hwnas.progress import bar

@@ -14,9 +14,10 @@ import numpy as np
 from hwnas.anatomy import Shape, find_shape
 from hwnas.latency.graphs import builder
 from hwnas.latency.measure import Paired, as_stated, pinned
+from hwnas.latency.parts import Validation, ValidationRow
 from hwnas.latency.plan import Plan
 from hwnas.latency.session import Measurement, Stopwatch, check
-from hwnas.latency.table import LatencyTable, Validation, ValidationRow
+from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 from hwnas.progress import bar
 from hwnas.subnetwork import Subnetwork, macs

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hwnas.latency.table import Validation
+    from hwnas.latency.parts import Validation
     from hwnas.report.records import Floats
 
 WIDTH = 10.0  # inches, of every picture

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hwnas.latency.compare import Comparison
-    from hwnas.latency.table import LatencyTable, Operator
+    from hwnas.latency.parts import Operator
+    from hwnas.latency.table import LatencyTable
 
 TEMPLATE = "table.html.j2"
 

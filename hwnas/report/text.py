@@ -12,7 +12,8 @@ from hwnas.summary import Chosen, Compute, Summary
 
 if TYPE_CHECKING:
     from hwnas.latency.compare import Comparison
-    from hwnas.latency.table import AtLength, LatencyTable
+    from hwnas.latency.parts import AtLength
+    from hwnas.latency.table import LatencyTable
 
 NO_CHOICE = "No smaller model was chosen: no budget was met."
 

@@ -7,12 +7,10 @@ from typing import Any
 from transformers import BertConfig, LlamaConfig
 
 from hwnas.anatomy import Shape
-from hwnas.latency.plan import Plan
-from hwnas.latency.table import (
+from hwnas.latency.parts import (
     AtLength,
     Device,
     Entry,
-    LatencyTable,
     Milliseconds,
     ModelSizes,
     Operator,
@@ -20,6 +18,8 @@ from hwnas.latency.table import (
     Validation,
     ValidationRow,
 )
+from hwnas.latency.plan import Plan
+from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 
 MINILM = Shape("bert", hidden=384, head_size=32, heads=(12,) * 6, ffn=(1536,) * 6, vocab=30522)

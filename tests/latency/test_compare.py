@@ -9,7 +9,8 @@ from samples import small_table
 
 from hwnas.errors import UserError
 from hwnas.latency.compare import compare, merge
-from hwnas.latency.table import AtLength, LatencyTable
+from hwnas.latency.parts import AtLength
+from hwnas.latency.table import LatencyTable
 from hwnas.subnetwork import Subnetwork
 
 FULL = Subnetwork.of([[4, 128]] * 2)

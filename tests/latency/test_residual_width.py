@@ -12,8 +12,9 @@ from hwnas.errors import UserError
 from hwnas.latency.adapt import scaled_table
 from hwnas.latency.compare import merge
 from hwnas.latency.graphs import builder
+from hwnas.latency.parts import Machine
 from hwnas.latency.profiling import profile
-from hwnas.latency.table import LatencyTable, Machine
+from hwnas.latency.table import LatencyTable
 from hwnas.subnetwork import Subnetwork
 
 FULL = Subnetwork.of([[4, 64]] * 2)

@@ -14,12 +14,8 @@ from samples import SMALL, entries, small_table
 
 from hwnas.errors import UserError
 from hwnas.latency.checks import doubts
-from hwnas.latency.table import (
-    AtLength,
-    LatencyTable,
-    describe_device,
-    versions_of,
-)
+from hwnas.latency.parts import AtLength, describe_device, versions_of
+from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 from hwnas.subnetwork import Subnetwork
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from hwnas.anatomy import Shape
 from hwnas.files import write_text
-from hwnas.latency.table import (
+from hwnas.latency.parts import (
     AtLength,
     Device,
     Entry,
-    LatencyTable,
     Milliseconds,
     ModelSizes,
     Protocol,
     Validation,
     ValidationRow,
 )
+from hwnas.latency.table import LatencyTable
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork, macs
 from hwnas.summary import Baseline, Candidate, Chosen, Compute, Finalist, Record, Summary
