@@ -144,16 +144,17 @@ class _Design:
     @property
     def bends(self) -> Floats:
         """`(bends, parts)`: the change of slope at each width between the ends, times its price."""
+        columns = _BEFORE + len(self.heads) + len(self.ffn) - 1
         rows = []
         first = _BEFORE
         for widths in (self.heads, self.ffn):
             shares = np.diff(widths) / max(1, widths[-1] - widths[0])
             for i in range(len(shares) - 1):
-                row = np.zeros(_BEFORE + len(self.heads) + len(self.ffn) - 1)
+                row = np.zeros(columns)
                 row[first + i], row[first + i + 1] = 1 / shares[i], -1 / shares[i + 1]
                 rows.append(self.bend * row)
             first += len(shares)
-        return np.array(rows).reshape(len(rows), -1)
+        return np.array(rows).reshape(len(rows), columns)
 
     def columns(self, subnetworks: Sequence[Subnetwork]) -> Floats:
         """`(n, parts)`: how often each part of the costs occurs in each network."""
