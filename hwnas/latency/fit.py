@@ -19,7 +19,7 @@ Beyond its parts a network costs what its weights take out of the caches (`cache
 are, the more of each are gone when they are needed again. With the square of their size alone
 unseen MiniLMs were missed by 1.5 %, BERT-base in int8 by 5.0 % and SmolLM2's decoding by 5.8 %;
 with the caches' capacity found it was 1.1, 4.4 and 3.9 % (and, without such a term, 4 % for the
-first).
+first), all before bends had a price.
 """
 
 from __future__ import annotations
