@@ -17,6 +17,7 @@ from typing import Any
 
 from hwnas.doctor import examine
 from hwnas.files import read_json, write_json
+from hwnas.latency.device import cpu_model
 
 _PACKAGES = ("torch", "transformers", "optimum", "onnxruntime", "openvino")
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +63,7 @@ class Results:
         for row in self.rows:
             if key.items() <= row.items():
                 return row
-        row = key | measure() | {"commit": commit()}
+        row = key | measure() | {"commit": commit(), "cpu": cpu_model()}
         self.rows.append(row)
         self._write({})
         print(json.dumps(row), flush=True)

@@ -71,7 +71,7 @@ def test_adapted_on_this_machine(table: LatencyTable) -> None:
     adapted = adapt(table, TINY, "openvino:cpu:threads=2,batch=1,seq=16", validate=2)
     origin = adapted.adapted_from
     assert origin is not None and origin.target == table.target
-    assert set(origin.scales) == {"fixed", "attention", "ffn"}
+    assert set(origin.scales) == {entry.op for entry in table.entries}
     assert adapted.target == "openvino:cpu:threads=2,batch=1,seq=16"
     assert adapted.validation is not None and adapted.validation.n == 2
     assert any("scaled" in doubt for doubt in adapted.doubts())
