@@ -146,11 +146,22 @@ def write_unlabelled() -> None:
     write_text(UNLABELLED, "".join(lines))
 
 
+def name_of(changes: Changes) -> str:
+    """The first variant that changes just this: what is asked for twice runs once."""
+    if not changes:
+        return "default"
+    return next(
+        f"{choice}-{variant}".replace(" ", "_")
+        for choice, variants in CHOICES.items()
+        for variant, its in variants.items()
+        if its == changes
+    )
+
+
 def row(choice: str, variant: str, seed: int, quick: bool) -> dict[str, Any]:
     """The figures of one variant, after its run is made or finished."""
     changes = CHOICES[choice][variant]
-    name = "default" if not changes else f"{choice}-{variant}".replace(" ", "_")
-    run = RUNS / ("quick" if quick else "full") / f"{name}-{seed}"
+    run = RUNS / ("quick" if quick else "full") / f"{name_of(changes)}-{seed}"
     if not (run / "summary.json").exists():
         hwnas("run", recipe_of(seed, changes, quick), run, "--reuse", base(seed, quick))
     summary = read_model(run / "summary.json", Summary)

@@ -58,16 +58,23 @@ class Results:
             if stored["quick"] == quick and stored["protocol"] == protocol:
                 self.rows = stored["rows"]
 
+    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """The row `key`, if it was measured before."""
+        return next((row for row in self.rows if key.items() <= row.items()), None)
+
     def row(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The row `key`: read if it was measured before, else measured and written."""
-        for row in self.rows:
-            if key.items() <= row.items():
-                return row
+        if (found := self.find(key)) is not None:
+            return found
         row = key | measure() | {"commit": commit(), "cpu": cpu_model()}
         self.rows.append(row)
         self._write({})
         print(json.dumps(row), flush=True)
         return row
+
+    def forget(self, key: dict[str, Any]) -> None:
+        """Take the row `key` out, if there is one, so that it is measured again."""
+        self.rows = [row for row in self.rows if not key.items() <= row.items()]
 
     def finish(self, headline: dict[str, Any]) -> None:
         """Write and print the headline."""

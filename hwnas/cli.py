@@ -6,9 +6,7 @@ Heavy libraries load inside the command that needs them, so `hwnas --help` answe
 
 from __future__ import annotations
 
-import os
 import sys
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,14 +15,20 @@ import click
 import typer
 
 from hwnas import __version__
-from hwnas.errors import BudgetError, HwnasError, UserError
+from hwnas.cli_tables import print_table, tables
+from hwnas.console import (
+    DEFAULT_TARGET,
+    Json,
+    TargetSpec,
+    print_json,
+    print_plain,
+    print_rich,
+    quiet,
+)
+from hwnas.errors import BudgetError, HwnasError
 from hwnas.processes import leading
-from hwnas.progress import warn
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from hwnas.latency.table import LatencyTable
     from hwnas.recipe import Recipe
 
 app = typer.Typer(
@@ -34,13 +38,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-tables = typer.Typer(help="Latency tables: show them, predict from them.", no_args_is_help=True)
 app.add_typer(tables, name="tables")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, no progress bars.")]
-TargetSpec = Annotated[
-    str, typer.Option("--target", help="runtime:device[:key=value,…], e.g. openvino:cpu:seq=64")
-]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 GivenTable = Annotated[
     Path | None,
@@ -49,8 +48,6 @@ GivenTable = Annotated[
 Reuse = Annotated[
     Path | None, typer.Option(help="Take baseline and table from this run directory.")
 ]
-_LOG_WIDTH = 110
-DEFAULT_TARGET = "openvino:cpu:threads=1,batch=1,seq=128"
 
 
 @app.callback(invoke_without_command=True)
@@ -121,17 +118,17 @@ def run(
     given_changes = {key: value for key, value in changes.items() if value is not None}
     settings = override(settings, "options", given_changes)
     folder = out or _new_run()
-    _quiet(json)
+    quiet(json)
     summary = _run(settings, folder, resume, table, reuse)
     if not leading():
         return
     if json:
-        _print_json(summary)
+        print_json(summary)
     else:
         from hwnas.report.terminal import render
 
-        _print(render(summary))
-        _print(f"report: {folder / 'report.html'}")
+        print_rich(render(summary))
+        print_rich(f"report: {folder / 'report.html'}")
     missed = [c.budget for c in summary.chosen if not c.met]
     if missed:
         raise BudgetError(
@@ -162,13 +159,13 @@ def supernet(
     from hwnas.recipe import load_recipe
 
     settings = load_recipe(recipe)
-    _quiet(json)
+    quiet(json)
     made = train_supernet(settings, out, resume=resume, given=Given(table, reuse))
     if not leading():
         return
     steps, size = made.inputs.plan.supernet_steps, made.space.size()
     if json:
-        _print_plain({"path": str(out / "supernet"), "steps": steps, "subnetworks": size})
+        print_plain({"path": str(out / "supernet"), "steps": steps, "subnetworks": size})
     else:
         print(f"{out / 'supernet'}: {steps} steps, {size:.3g} subnetworks")
         print(f"go on: hwnas run {recipe} --out {out} --resume")
@@ -201,200 +198,12 @@ def profile(
     from hwnas.latency import profile as measure
 
     parsed = Target.parse(target)
-    _quiet(json)
+    quiet(json)
     table = measure(
         model, parsed, validate=validate, seed=seed, minutes=minutes, hidden=hidden or ()
     )
     table.save(out)
-    _show_table(out, json)
-
-
-@tables.command("list")
-def tables_list(json: Json = False) -> None:
-    """The tables that hwnas ships."""
-    from importlib.resources import files
-
-    names = sorted(
-        entry.name
-        for entry in files("hwnas.latency_tables").iterdir()
-        if entry.name.endswith(".json") and not entry.name.endswith(".schema.json")
-    )
-    if json:
-        import json as json_module
-
-        print(json_module.dumps(names))
-    else:
-        print("\n".join(names) or "no tables are shipped yet; make one with: hwnas profile")
-
-
-@tables.command("show")
-def tables_show(
-    table: Annotated[Path, typer.Argument(help="A table's file, or the name of a shipped one.")],
-    html: Annotated[
-        Path | None, typer.Option(help="Draw it as a page of this name, beside printing it.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """What a table holds, how well it predicts first."""
-    found = _show_table(table, json)
-    if html is not None:
-        from hwnas.report.tables import write_page
-
-        write_page(found, html)
-        if not json:
-            print(f"page: {html}")
-
-
-def _show_table(path: Path, json: bool) -> LatencyTable:
-    """Print a table, and say what may mislead; the table."""
-    from hwnas.latency.table import LatencyTable
-
-    table = LatencyTable.find(path)
-    if json:
-        _print_json(table)
-    else:
-        from hwnas.report.tables import render_table
-
-        _print(render_table(table))
-    warn(path.name, table.doubts())
-    return table
-
-
-@tables.command("predict")
-def tables_predict(
-    table: Annotated[Path, typer.Argument(help="A table's file, or the name of a shipped one.")],
-    subnetwork: Annotated[
-        str, typer.Argument(help="A dense model's folder, or a genome [[heads, ffn], …].")
-    ],
-    json: Json = False,
-) -> None:
-    """Predict a subnetwork's latency in ms."""
-    from hwnas.latency.table import LatencyTable
-
-    loaded = LatencyTable.find(table)
-    wanted = _subnetwork(subnetwork)
-    loaded.check_subnetwork(wanted)
-    warn(table.name, loaded.doubts())
-    ms = loaded.predictor().predict(wanted)
-    half = loaded.interval_90
-    low, high = (None, None) if half is None else (ms * (1 - half), ms * (1 + half))
-    if json:
-        _print_plain({"ms": ms, "low_90": low, "high_90": high})
-    elif low is None:
-        print(f"{ms:.3f} ms")
-    else:
-        print(f"{ms:.3f} ms (9 of 10 measurements: {low:.3f} to {high:.3f})")
-
-
-@tables.command("compare")
-def tables_compare(
-    first: Annotated[Path, typer.Argument(help="A table's file, or the name of a shipped one.")],
-    second: Annotated[Path, typer.Argument(help="Another of the same model.")],
-    json: Json = False,
-) -> None:
-    """What two tables of one model say of the same networks."""
-    from hwnas.latency.compare import compare
-    from hwnas.latency.table import LatencyTable
-
-    tables_of = [LatencyTable.find(path) for path in (first, second)]
-    found = compare(*tables_of)
-    if json:
-        _print_plain([asdict(comparison) for comparison in found])
-    else:
-        from hwnas.report.tables import render_comparison
-
-        _print(render_comparison(found, tables_of[0], tables_of[1]))
-
-
-@tables.command("merge")
-def tables_merge(
-    parts: Annotated[list[Path], typer.Argument(help="Tables of one model, machine and target.")],
-    out: Annotated[Path, typer.Option(help="Where the joined table goes (JSON).")],
-    json: Json = False,
-) -> None:
-    """Join tables that differ in their lengths only, or in when they were measured."""
-    from hwnas.latency.compare import merge
-    from hwnas.latency.table import LatencyTable
-
-    merge([LatencyTable.find(path) for path in parts]).save(out)
-    _show_table(out, json)
-
-
-@tables.command("adapt")
-def tables_adapt(
-    table: Annotated[Path, typer.Argument(help="A table's file, or the name of a shipped one.")],
-    model: Annotated[str, typer.Argument(help="The model: demo:minilm, a folder or a hub name.")],
-    out: Annotated[Path, typer.Option(help="Where the adapted table goes (JSON).")],
-    target: Annotated[
-        str | None, typer.Option(help="Of this machine; by default the table's.")
-    ] = None,
-    validate: Annotated[
-        int, typer.Option(min=0, help="Check it on this many unseen subnetworks.")
-    ] = 4,
-    seed: Annotated[int, typer.Option(help="Chooses the unseen subnetworks.")] = 0,
-    json: Json = False,
-) -> None:
-    """Scale a table of a similar device or version to this machine, by a few measurements."""
-    from hwnas.latency import Target
-    from hwnas.latency.adapt import adapt
-    from hwnas.latency.table import LatencyTable
-
-    wanted = Target.parse(target) if target else None
-    source = LatencyTable.find(table)
-    _quiet(json)
-    adapt(source, model, wanted, validate=validate, seed=seed).save(out)
-    _show_table(out, json)
-
-
-@tables.command("kit")
-def tables_kit(
-    model: Annotated[str, typer.Argument(help="demo:minilm, a folder or a hub name.")],
-    out: Annotated[Path, typer.Option(help="Where the kit goes (a zip file).")],
-    target: TargetSpec = DEFAULT_TARGET,
-    validate: Annotated[
-        int, typer.Option(min=0, help="Check the table on this many unseen subnetworks.")
-    ] = 20,
-    seed: Annotated[int, typer.Option(help="Chooses the unseen subnetworks.")] = 0,
-) -> None:
-    """A zip that measures a device on which hwnas cannot be installed: python kit.zip."""
-    from hwnas.latency import Target
-    from hwnas.latency.kit import write_kit
-
-    parsed = Target.parse(target)
-    _quiet(False)
-    write_kit(model, parsed, out, validate=validate, seed=seed)
-    print(f"{out}: on the device, with numpy and openvino: python {out.name} --out result.json")
-
-
-@tables.command("import")
-def tables_import(
-    result: Annotated[Path, typer.Argument(help="What a kit wrote on the device.")],
-    out: Annotated[Path, typer.Option(help="Where the table goes (JSON).")],
-    json: Json = False,
-) -> None:
-    """The table of what a kit has measured."""
-    from hwnas.latency.kit import table_from
-
-    table_from(result).save(out)
-    _show_table(out, json)
-
-
-def _subnetwork(text: str) -> Any:
-    import json as json_module
-
-    from hwnas.subnetwork import Subnetwork
-
-    if text.lstrip().startswith("["):
-        try:
-            return Subnetwork.of(json_module.loads(text))
-        except (ValueError, TypeError):
-            raise UserError(
-                f"subnetwork {text!r}: expected [[heads, ffn], …] with one pair a block"
-            ) from None
-    from hwnas.anatomy import find_shape
-    from hwnas.models import load
-
-    return Subnetwork.full(find_shape(load(Path(text)).config))
+    print_table(out, json)
 
 
 @app.command()
@@ -409,14 +218,14 @@ def export(
     from hwnas.latency import Target
 
     parsed = Target.parse(target)
-    _quiet(json)
+    quiet(json)
     record = export_and_check(model, out, parsed)
     if json:
-        _print_json(record)
+        print_json(record)
     else:
         from hwnas.report.terminal import render_export
 
-        _print(render_export(record, out))
+        print_rich(render_export(record, out))
 
 
 @app.command()
@@ -439,10 +248,10 @@ def evaluate(
     """Score a model's folder (torch, ONNX or OpenVINO) on a file."""
     from hwnas.evaluation import evaluate_folder
 
-    _quiet(json)
+    quiet(json)
     result = evaluate_folder(model, data, text, label, metric, max_length, against)
     if json:
-        _print_json(result)
+        print_json(result)
     else:
         print(f"{result.metric}: {result.value:.2f} on {result.rows} rows")
 
@@ -467,44 +276,9 @@ def doctor(json: Json = False) -> None:
 
     diagnosis = examine()
     if json:
-        _print_json(diagnosis)
+        print_json(diagnosis)
     else:
-        _print(render(diagnosis))
-
-
-def _quiet(json: bool) -> None:
-    """Keep other libraries' chatter away from the output."""
-    import logging
-    import warnings
-
-    from hwnas.progress import set_quiet
-
-    set_quiet(json)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-
-
-def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:  # a log or a pipe has no width of its own
-        console = Console(width=_LOG_WIDTH)
-    console.print(renderable)
-
-
-def _print_plain(value: Any) -> None:
-    import json
-
-    print(json.dumps(value, indent=1))
-
-
-def _print_json(value: BaseModel) -> None:
-    print(value.model_dump_json(indent=1))
+        print_rich(render(diagnosis))
 
 
 def main() -> None:

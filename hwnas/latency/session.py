@@ -47,6 +47,7 @@ COMPILATIONS = 2  # of each network; as many of the reference, for they share th
 _BEND = 0.03  # of a stack's time, by which a width lies off the straight line where it bends
 _NEEDED = 5  # whole networks that are measured however little time there is
 _BENDS_UNTIL = 0.6  # of the time, that further stacks may take
+_WHOLE_UNTIL = 0.9  # likewise the other whole networks; the rest is for doubts
 _FAR = 0.04  # from a plain line, that a network may lie at least
 _DOUBTFUL = 4  # networks that are timed again, at most
 _AGREE = 0.04  # two measurements of a network that differ by more call for a third
@@ -168,11 +169,17 @@ def measure(
     """
     begin = time.perf_counter()
     left = most_networks(plan)
+    longest = 0.0  # that a network took
     found: list[Measurement] = []
 
+    def spent() -> float:
+        return time.perf_counter() - begin
+
     def take(subnetwork: Subnetwork) -> None:
-        nonlocal left
+        nonlocal left, longest
+        start = spent()
         found.append(stopwatch.time(subnetwork, PAIRS_EACH, COMPILATIONS, SECONDS_EACH))
+        longest = max(longest, spent() - start)
         left -= COMPILATIONS
         advance(COMPILATIONS)
 
@@ -180,16 +187,19 @@ def measure(
         take(stack)
     for subnetwork in plan.whole[:_NEEDED]:
         take(subnetwork)
+    enough = spent() <= seconds  # else what is needed is all there is, doubts included
     for stack in _where_it_bends(plan, found):
-        if time.perf_counter() - begin > _BENDS_UNTIL * seconds:
+        if spent() > _BENDS_UNTIL * seconds:
             break
         take(stack)
     for subnetwork in plan.whole[_NEEDED:]:
-        if time.perf_counter() - begin > seconds:
+        if spent() + longest > _WHOLE_UNTIL * seconds:
             break
         take(subnetwork)
     advance(left)
     for doubtful in _far_off(found):
+        if enough and spent() + 2 * longest > seconds:
+            break
         found += _again(stopwatch, doubtful)
     return found
 
