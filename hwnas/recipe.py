@@ -48,7 +48,10 @@ class TrainingSpec(Settings):
     sampling: Sampling = "structured"  # of the super-network's subnetworks
     accumulate: int = Field(1, ge=1)  # parts that a batch is computed in, to save memory
     precision: Precision = "fp32"  # of the computation on a GPU
-    dropout: bool | None = None  # the model's own; by default only where rows are seen twice
+    # the baseline's: the model's own, or none; by default only where rows are seen twice
+    dropout: bool | None = None
+    # that of those who learn from the baseline; a sixth of a step's time, and no gain was seen
+    students_dropout: bool = False
     freeze_embeddings: bool = True  # of the words; quicker, and on the demo no worse
 
 

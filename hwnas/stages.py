@@ -117,11 +117,12 @@ class Inputs:
     def test(self) -> Dataset:
         return self.held_out(self.task.test)
 
-    def optimization(self, steps: int, learning_rate: float, seed: int) -> Optimization:
-        """The recipe's way of training, for one stage."""
+    def optimization(
+        self, steps: int, learning_rate: float, seed: int, *, student: bool = True
+    ) -> Optimization:
+        """The recipe's way of training, for one stage; `student`: one that has a teacher."""
         training = self.recipe.training
-        longest = self.plan.baseline_steps(len(self.recipe.budgets))
-        sees_twice = longest * self.plan.batch > len(self.train)
+        dropout = training.students_dropout if student else self._baseline_dropout
         return Optimization(
             steps=steps,
             learning_rate=learning_rate,
@@ -132,10 +133,18 @@ class Inputs:
             relations_weight=training.relations_weight,
             accumulate=training.accumulate,
             precision=training.precision,
-            dropout=sees_twice if training.dropout is None else training.dropout,
+            dropout=dropout,
             freeze_embeddings=training.freeze_embeddings,
             seed=self.recipe.seed * 1000 + seed,
         )
+
+    @property
+    def _baseline_dropout(self) -> bool:
+        """By default, if its training sees rows twice, which it might learn by heart."""
+        longest = self.plan.baseline_steps(len(self.recipe.budgets))
+        sees_twice = longest * self.plan.batch > len(self.train)
+        given = self.recipe.training.dropout
+        return sees_twice if given is None else given
 
     @property
     def mean_length(self) -> int:
@@ -201,7 +210,7 @@ def baseline(inputs: Inputs) -> BaselineHistory:
             inputs.tokenizer,
             rows(inputs.train, 0, enough),
             inputs.plateau_validation,
-            inputs.optimization(steps, inputs.recipe.training.baseline_rate, 1),
+            inputs.optimization(steps, inputs.recipe.training.baseline_rate, 1, student=False),
             kind=inputs.task.kind,
             start_step=plan.start_steps,
             patience=Patience(every=max(1, steps // 4)),
@@ -454,7 +463,7 @@ def seconds_per_step(inputs: Inputs) -> float:
     collate = collator(inputs.tokenizer, part)
     seconds = []
     steps = inputs.plan.baseline_steps(len(inputs.recipe.budgets))
-    with prepared(model, inputs.optimization(steps, 1e-5, 0)):
+    with prepared(model, inputs.optimization(steps, 1e-5, 0, student=False)):
         for step in range(_SPEED_STEPS):
             begin = time.perf_counter()
             batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])
