@@ -90,6 +90,10 @@ CHOICES: dict[str, dict[str, Changes]] = {
         "one": {},
         "two": share(SUPERNET, 60),  # the first on tweets without their labels
     },
+    "students' dropout": {
+        "none": {},
+        "the model's own": {"training": {"students_dropout": True}},
+    },
     "distillation": {
         "logits + states": {},
         "labels only": {"training": {"distill_weight": 0.0, "states_weight": 0.0}},
@@ -151,7 +155,7 @@ def name_of(changes: Changes) -> str:
     if not changes:
         return "default"
     return next(
-        f"{choice}-{variant}".replace(" ", "_")
+        f"{choice}-{variant}".replace(" ", "_").replace("'", "")
         for choice, variants in CHOICES.items()
         for variant, its in variants.items()
         if its == changes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,23 +56,35 @@ def minilm_dir() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-@pytest.fixture
-def tiny_config() -> BertConfig:
-    """A BERT that is built and run in milliseconds: 3 layers, 4 heads of 8, FFN 64, 3 labels."""
+@pytest.fixture(scope="session")
+def new_tiny_config() -> Callable[[], BertConfig]:
+    """Makes a BERT that is built and run in milliseconds.
+
+    Three layers, four heads of 8, FFN 64, three labels.
+    """
     from transformers import BertConfig
 
-    return BertConfig(
-        vocab_size=120,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        id2label={0: "negative", 1: "neutral", 2: "positive"},
-        label2id={"negative": 0, "neutral": 1, "positive": 2},
-    )
+    def new() -> BertConfig:
+        return BertConfig(
+            vocab_size=120,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            id2label={0: "negative", 1: "neutral", 2: "positive"},
+            label2id={"negative": 0, "neutral": 1, "positive": 2},
+        )
+
+    return new
+
+
+@pytest.fixture
+def tiny_config(new_tiny_config: Callable[[], BertConfig]) -> BertConfig:
+    """One that a test may change."""
+    return new_tiny_config()
 
 
 @pytest.fixture(scope="session")

@@ -127,31 +127,36 @@ def test_loss_of_a_prefix_is_what_it_leaves_out():
     assert loss.of(0, Block(0, 0)) == 7.75
 
 
-def _learned(tiny_config, steps: int = 120):
-    """A tiny model that has learned which class of word stands first, and its movement."""
+STEPS, SEEDS = 300, (0, 1, 2, 3)
+
+
+def _learner(config, seed: int = 0):
+    """A tiny model that is to learn which class of word stands first, and what it learns from.
+
+    In double precision: in single, each kind of processor ends with another model.
+    """
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(tiny_config)
-    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(seed)
+    model = BertForSequenceClassification(config).double()
+    generator = torch.Generator().manual_seed(3 + seed)
 
     def batch(count: int = 16) -> dict[str, torch.Tensor]:
         ids = torch.randint(5, 60, (count, 8), generator=generator)
-        return {"input_ids": ids, "labels": ids[:, 1] % tiny_config.num_labels}
+        return {"input_ids": ids, "labels": ids[:, 1] % config.num_labels}
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    args, state, control = TrainingArguments("unused"), TrainerState(), TrainerControl()
-    return model, batch, optimizer, args, state, control, steps
+    return model, batch, TrainingArguments("unused"), TrainerState(), TrainerControl()
 
 
-@pytest.fixture
-def learned(tiny_config, tmp_path):
+def _learned(config, folder, seed: int):
+    """The same after its training, with rows to look at and its movement."""
     from safetensors.torch import load_file
 
-    model, batch, optimizer, args, state, control, steps = _learned(tiny_config)
-    movement = Movement(tmp_path / "movement.safetensors", steps)
+    model, batch, args, state, control = _learner(config, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    movement = Movement(folder / "movement.safetensors", STEPS)
     movement.on_train_begin(args, state, control, model=model)
-    for _ in range(steps):
+    for _ in range(STEPS):
         model(**batch()).loss.backward()
         movement.on_pre_optimizer_step(args, state, control)
         optimizer.step()
@@ -159,7 +164,19 @@ def learned(tiny_config, tmp_path):
         state.global_step += 1
         movement.on_step_end(args, state, control)
     batches = [batch(8) for _ in range(24)]
-    return model.eval(), batches, load_file(tmp_path / "movement.safetensors")
+    return model.eval(), batches, load_file(folder / "movement.safetensors")
+
+
+@pytest.fixture(scope="module")
+def all_learned(new_tiny_config, tmp_path_factory):
+    """One for each of some seeds: by which parts a tiny model learns is a matter of luck."""
+    folder = tmp_path_factory.mktemp("learned")
+    return [_learned(new_tiny_config(), folder, seed) for seed in SEEDS]
+
+
+@pytest.fixture
+def learned(all_learned):
+    return all_learned[0]
 
 
 def _mean_loss(model, batches) -> float:
@@ -187,33 +204,40 @@ def _ablated(model, batches) -> dict[str, list[float]]:
     return found
 
 
-# measured here: first order .90 and .79 (heads, FFN), Fisher .78 and .75, movement .76 and .65,
-# magnitude .80 and -.16: the size of a neuron's weights says nothing of what it does
+# measured, means over the seeds: first order .89 and .82 (heads, FFN), Fisher .89 and .79, movement
+# .32 and .60, magnitude .55 and .59
 LEAST = {
-    "first_order": {"heads": 0.5, "ffn": 0.5},
-    "fisher": {"heads": 0.5, "ffn": 0.5},
-    "movement": {"heads": 0.3, "ffn": 0.3},
-    "magnitude": {"heads": 0.3},
+    "first_order": {"heads": 0.6, "ffn": 0.6},
+    "fisher": {"heads": 0.6, "ffn": 0.6},
+    "movement": {"heads": 0.1, "ffn": 0.3},
+    "magnitude": {"heads": 0.2, "ffn": 0.2},
 }
 
 
+@pytest.fixture(scope="module")
+def silenced(all_learned) -> list[dict[str, list[float]]]:
+    return [_ablated(model, batches) for model, batches, _ in all_learned]
+
+
 @pytest.mark.parametrize("kind", LEAST)
-def test_every_kind_ranks_parts_as_silencing_them_does(learned, kind):
+def test_every_kind_ranks_parts_as_silencing_them_does(all_learned, silenced, kind):
     from scipy.stats import spearmanr
 
-    model, batches, movement = learned
-    scores = measure(model, batches, ImportanceSpec(kind=kind), movement=movement)
-    truth = _ablated(model, batches)
-    heads = torch.cat(scores.heads)
-    ffn = torch.cat([part.view(-1, 8).sum(1) for part in scores.ffn])
-    for name, mine in (("heads", heads), ("ffn", ffn)):
-        rank = spearmanr(mine.numpy(), truth[name]).statistic
+    ranks: dict[str, list[float]] = {"heads": [], "ffn": []}
+    for (model, batches, movement), truth in zip(all_learned, silenced, strict=True):
+        scores = measure(model, batches, ImportanceSpec(kind=kind), movement=movement)
+        heads = torch.cat(scores.heads)
+        ffn = torch.cat([part.view(-1, 8).sum(1) for part in scores.ffn])
+        for name, mine in (("heads", heads), ("ffn", ffn)):
+            ranks[name].append(spearmanr(mine.numpy(), truth[name]).statistic)
+    for name, each in ranks.items():
+        rank = sum(each) / len(each)
         print(f"{kind}, {name}: rank correlation {rank:.2f} with silencing each part")
-        assert rank > LEAST[kind].get(name, -1), (kind, name, rank)
+        assert rank > LEAST[kind][name], (kind, name, each)
 
 
-def test_movement_is_resumed_with_its_training(learned, tiny_config, tmp_path):
-    model, batch, _, args, state, control, _ = _learned(tiny_config)
+def test_movement_is_resumed_with_its_training(tiny_config, tmp_path):
+    model, batch, args, state, control = _learner(tiny_config)
     first = Movement(tmp_path / "again" / "m.safetensors", 4)
     (tmp_path / "again").mkdir()
     first.on_train_begin(args, state, control, model=model)
@@ -260,17 +284,23 @@ def test_hard_movement_takes_the_same_share_of_each_block(learned):
         )
 
 
-def test_layers_are_ranked_as_leaving_them_out_does(learned):
-    model, batches, _ = learned
-    scores = measure(model, batches)
-    network = SuperNetwork(copy.deepcopy(model))
-    whole = _mean_loss(model, batches)
+def test_layers_are_ranked_as_leaving_them_out_does(tiny):
+    """Layers that put out less and less, in no order."""
+    with torch.no_grad():
+        for layer, size in zip(tiny.bert.encoder.layer, (0.3, 1.0, 0.05), strict=True):
+            for dense in (layer.attention.output.dense, layer.output.dense):
+                dense.weight.mul_(size)
+                dense.bias.mul_(size)
+    batches = _batches(tiny.config.vocab_size, tiny.config.num_labels, count=16)
+    scores = measure(tiny, batches).layers
+    network = SuperNetwork(copy.deepcopy(tiny))
     changes = []
     for block in range(3):
         blocks = list(network.full.blocks)
         blocks[block] = Block(0, 0)
-        changes.append(_mean_loss(network.extract(Subnetwork(tuple(blocks))), batches) - whole)
-    assert int(scores.layers.argmax()) == max(range(3), key=lambda i: changes[i])
+        rest = network.extract(Subnetwork(tuple(blocks)))
+        changes.append(float((_logits(rest, batches) - _logits(tiny, batches)).abs().mean()))
+    assert torch.tensor(changes).argsort().tolist() == [2, 0, 1] == scores.argsort().tolist()
 
 
 def test_rows_of_the_vocabulary_that_never_occur_score_zero(learned):
