@@ -19,7 +19,6 @@ import numpy as np
 from hwnas.anatomy import find_shape
 from hwnas.errors import UserError
 from hwnas.latency.graphs import builder
-from hwnas.latency.measure import pinned
 from hwnas.latency.parts import (
     Adaptation,
     AtLength,
@@ -28,6 +27,7 @@ from hwnas.latency.parts import (
     Milliseconds,
     Narrower,
 )
+from hwnas.latency.pinning import pinned
 from hwnas.latency.plan import Plan
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.profiling import check_phase, config_of
@@ -85,7 +85,7 @@ def adapt(
     machine = Machine.here(wanted)
     networks = telling_networks(plan)
     build = builder(config, wanted)
-    with pinned(wanted.threads):
+    with pinned(wanted):
         stopwatch = Stopwatch(build, wanted, plan.full)
         begin = time.perf_counter()
         measured = []

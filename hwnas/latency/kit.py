@@ -42,6 +42,7 @@ _MODULES = (
     "latency/device.py",
     "latency/target.py",
     "latency/measure.py",
+    "latency/pinning.py",
     "latency/plan.py",
     "latency/session.py",
     "latency/templates.py",

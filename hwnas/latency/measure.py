@@ -26,12 +26,9 @@ process computes meanwhile.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -286,55 +283,6 @@ def prepare(inference: Inference) -> None:
     ready = getattr(inference, "prepare", None)
     if ready is not None:
         ready()
-
-
-@contextmanager
-def pinned(threads: int) -> Iterator[None]:
-    """Keep this process on as many processors as it computes with, the least busy ones.
-
-    Nothing happens where the system does not let it, or where there are no more processors. Threads
-    that are made meanwhile, such as a runtime's pool, would stay pinned for as long as they live;
-    they too are let go at the end.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-    if threads >= len(allowed):
-        yield
-        return
-    before = _busy()
-    time.sleep(0.2)
-    after = _busy()
-    busy = {cpu: after.get(cpu, 0) - before.get(cpu, 0) for cpu in allowed}
-    os.sched_setaffinity(0, sorted(allowed, key=lambda cpu: (busy[cpu], -cpu))[:threads])
-    try:
-        yield
-    finally:
-        for thread in _threads():
-            with suppress(OSError):  # it has ended
-                os.sched_setaffinity(thread, allowed)
-
-
-def _threads() -> list[int]:
-    """This process's threads as the system numbers them; 0, the calling one, where it does not."""
-    tasks = Path("/proc/self/task")
-    return [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]
-
-
-def _busy() -> dict[int, int]:
-    """Clock ticks that each processor has worked, by /proc/stat; empty where there is none."""
-    try:
-        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    found = {}
-    for line in lines:
-        name, *fields = line.split()
-        if name.startswith("cpu") and name != "cpu":
-            ticks = [int(field) for field in fields]
-            found[int(name.removeprefix("cpu"))] = sum(ticks) - ticks[3] - ticks[4]  # idle, iowait
-    return found
 
 
 def settled(measure: Callable[[], Paired]) -> Paired:

@@ -26,9 +26,9 @@ from hwnas.latency.measure import (
     Turns,
     as_stated,
     patience_for,
-    pinned,
     time_at_lengths,
 )
+from hwnas.latency.pinning import pinned
 from hwnas.latency.plan import Plan, between
 from hwnas.latency.target import Target
 from hwnas.subnetwork import Block, Subnetwork
@@ -141,7 +141,7 @@ def run(
         minutes: of measuring at most, see `measure`; the check is not counted.
         reference: what is timed beside; by default the plan's own.
     """
-    with pinned(target.threads):
+    with pinned(target):
         stopwatch = Stopwatch(build, target, reference or plan.reference)
         begin = time.perf_counter()
         with bar("profile the device", most_networks(plan)) as advance:

@@ -13,8 +13,9 @@ import numpy as np
 
 from hwnas.anatomy import Shape, find_shape
 from hwnas.latency.graphs import builder
-from hwnas.latency.measure import Paired, as_stated, pinned
+from hwnas.latency.measure import Paired, as_stated
 from hwnas.latency.parts import Validation, ValidationRow
+from hwnas.latency.pinning import pinned
 from hwnas.latency.plan import Plan
 from hwnas.latency.session import Measurement, Stopwatch, check
 from hwnas.latency.table import LatencyTable
@@ -44,7 +45,7 @@ def validate_table(
     table.check_target(target)
     plan = Plan.of(shape, n, seed, target.phase)  # of the model's own residual width
     build = builder(config, target)
-    with pinned(target.threads), bar("check the table", 2 * len(plan.unseen)) as advance:
+    with pinned(target), bar("check the table", 2 * len(plan.unseen)) as advance:
         stopwatch = Stopwatch(build, target, plan.full)
         found = check(plan, stopwatch, advance)
     return validated(table, plan, found, [length.reference_ms for length in table.lengths])

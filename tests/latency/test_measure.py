@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 
 import pytest
@@ -15,7 +13,6 @@ from hwnas.latency.measure import (
     as_stated,
     clock_of,
     patience_for,
-    pinned,
     quantile,
     settled,
     time_pairs,
@@ -213,30 +210,6 @@ def test_statistic_of_a_mix() -> None:
     assert 3 < slow.ms < 5 and slow.reference_ms == 8
     one = as_stated(points[:1], Target())
     assert one is points[0]
-
-
-def test_pinned_to_as_many_processors_as_compute() -> None:
-    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("nothing to choose from")
-    allowed = os.sched_getaffinity(0)
-    release, made = threading.Event(), threading.Event()
-
-    def live() -> None:
-        made.set()
-        release.wait()
-
-    with pinned(1):
-        assert len(os.sched_getaffinity(0)) == 1
-        thread = threading.Thread(target=live)
-        thread.start()
-        made.wait()
-        assert len(os.sched_getaffinity(thread.native_id or 0)) == 1
-    assert os.sched_getaffinity(0) == allowed
-    assert os.sched_getaffinity(thread.native_id or 0) == allowed
-    release.set()
-    thread.join()
-    with pinned(len(allowed)):
-        assert os.sched_getaffinity(0) == allowed
 
 
 @pytest.mark.parametrize(
