@@ -8,7 +8,7 @@ import pytest
 from samples import MINILM, SMOLLM2
 
 from hwnas.anatomy import Shape
-from hwnas.latency.plan import MIXED, Plan, between, whole_networks
+from hwnas.latency.plan import MIXED, MIXED_DECODE, Plan, between, whole_networks
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Block, Subnetwork, macs
 
@@ -44,6 +44,12 @@ def test_unseen_networks_are_none_of_those_measured() -> None:
     assert not set(plan.unseen) & {plan.full, *plan.mixed, *plan.stacks()}
     assert not {plan.full} & set(plan.mixed)
     assert Plan.of(TINY, unseen=5).unseen == ()
+
+
+def test_decoding_is_fitted_to_more_networks_of_which_the_first_are_the_others() -> None:
+    prefill, decode = (Plan.of(SMOLLM2, phase=phase) for phase in ("prefill", "decode"))
+    assert len(decode.mixed) == MIXED_DECODE > MIXED
+    assert decode.mixed[:MIXED] == prefill.mixed
 
 
 def test_whole_networks() -> None:

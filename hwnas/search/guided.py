@@ -1,0 +1,186 @@
+"""Our search of the front: proven starts over the whole range, then what is worth looking at.
+
+The first structures are the exact answers under the additive loss at latencies over the whole
+range, with and without blocks left out, and uniform ones. After each batch a surrogate is fitted
+to all that was evaluated, and the structures with the greatest expected gain of hypervolume
+(Emmerich et al. 2006) are evaluated next: bred from the front by the moves of `evolution`, as many
+generations as cost nothing beside an evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hwnas.errors import BudgetError
+from hwnas.search.evolution import Evaluated
+from hwnas.search.exact import solve_tables
+from hwnas.search.fitting import fill
+from hwnas.search.front import FrontProblem, front
+from hwnas.search.problem import Tables
+from hwnas.search.surrogate import Surrogate
+from hwnas.subnetwork import Subnetwork, genomes
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+    Integers = npt.NDArray[np.int64]
+
+_STARTS = 0.4  # of the evaluations, that the proven starts may take
+_BATCH = 5  # structures between two fits of the surrogate
+_POOL = 256  # structures that are bred at a time
+_GENERATIONS = 12
+_QUANTILES = 8  # of a signal's distribution, that its expected gain is taken over
+_DROP = 0.05  # probability that a bred block is left out, or comes back
+_REACH = 0.15  # of the options, by which a width moves at most
+
+
+class Guided:
+    """See the module."""
+
+    def __init__(self, problem: FrontProblem, evaluations: int, seed: int) -> None:
+        self.problem = problem
+        self.rng = np.random.default_rng(seed)
+        self.seed = seed
+        self.evaluated: list[Evaluated] = []
+        self.first = starts(problem, max(2, round(_STARTS * evaluations)))
+
+    def ask(self) -> list[Subnetwork]:
+        if self.first:
+            batch, self.first = self.first[:_BATCH], self.first[_BATCH:]
+            return batch
+        surrogate = Surrogate(self.problem, self.evaluated, self.seed)
+        known = {c.subnetwork for c in self.evaluated}
+        believed = list(self.evaluated)
+        batch = []
+        pool = self._bred(surrogate)
+        mean, deviation = surrogate.predict(pool)
+        ms = self.problem.predictor.predict_many(pool)
+        while len(batch) < _BATCH:
+            gains = expected_gains(self.problem, believed, ms, mean, deviation)
+            for at in np.argsort(-gains):
+                subnetwork = Subnetwork.of(pool[at])
+                if subnetwork not in known:
+                    break
+            else:
+                break
+            known.add(subnetwork)
+            batch.append(subnetwork)
+            # until it is evaluated, it is believed to be as expected
+            believed.append(Evaluated("", subnetwork, float(np.exp(mean[at])), float(ms[at])))
+        return batch
+
+    def tell(self, found: Sequence[Evaluated]) -> None:
+        self.evaluated += found
+
+    def _bred(self, surrogate: Surrogate) -> Integers:
+        """Genomes `(n, blocks, 2)` bred from the front by what the surrogate expects of them."""
+        parents = genomes([c.subnetwork for c in front(self.evaluated)])
+        others = genomes([c.subnetwork for c in self.evaluated])
+        pool = np.concatenate([parents, others])
+        for _ in range(_GENERATIONS):
+            children = self._children(pool, _POOL)
+            pool = np.unique(np.concatenate([pool, children]), axis=0)
+            mean, deviation = surrogate.predict(pool)
+            ms = self.problem.predictor.predict_many(pool)
+            gains = expected_gains(self.problem, self.evaluated, ms, mean, deviation)
+            # the best of every stretch of latencies, so that the pool keeps the whole range
+            order = np.argsort(-gains, kind="stable")
+            ends = self.problem.latencies(16)
+            stretch = np.searchsorted(ends, ms[order])
+            rank = np.array([np.sum(stretch[:i] == s) for i, s in enumerate(stretch)])
+            pool = pool[order[np.argsort(rank, kind="stable")][:_POOL]]
+        return pool
+
+    def _children(self, parents: Integers, number: int) -> Integers:
+        """Blocks from either of two parents, and about two of a child's widths moved."""
+        rng = self.rng
+        one, other = (parents[rng.integers(len(parents), size=number)] for _ in range(2))
+        blocks = one.shape[1]
+        children = np.where(rng.random((number, blocks, 1)) < 0.5, one, other)
+        children = np.where(rng.random((number, 1, 1)) < 0.5, one, children)
+        for i, options in enumerate(self.problem.options):
+            present = children[:, i, 0] > 0
+            for axis, widths in enumerate(options):
+                reach = max(1, round(_REACH * len(widths)))
+                at = np.searchsorted(widths, np.maximum(children[:, i, axis], widths[0]))
+                at += rng.integers(-reach, reach + 1, number)
+                moved = widths[np.clip(at, 0, len(widths) - 1)]
+                moves = present & (rng.random(number) < 2 / (2 * blocks))
+                children[moves, i, axis] = moved[moves]
+            if self.problem.space.blocks[i].droppable:
+                toggles = rng.random(number) < _DROP
+                middle = [int(np.median(widths)) for widths in options]
+                nearest = [
+                    w[np.argmin(np.abs(w - m))] for w, m in zip(options, middle, strict=True)
+                ]
+                children[toggles & ~present, i] = nearest
+                children[toggles & present, i] = 0
+        return children[(children[..., 0] > 0).any(axis=1)]
+
+
+def starts(problem: FrontProblem, number: int) -> list[Subnetwork]:
+    """So many structures over the whole range: the proven best, of all blocks and of any, in turn.
+
+    The range is gone through from both ends to the middle and in ever smaller steps, so that
+    the first of them already span it.
+    """
+    found: dict[Subnetwork, None] = {}
+    step = 2
+    while len(found) < number and step <= _FINEST:
+        for ms in problem.latencies(step)[::-1]:
+            for subnetwork in _proven(problem, float(ms)):
+                found.setdefault(subnetwork)
+        step *= 2
+    return list(found)[:number]
+
+
+_FINEST = 256  # latencies that starts are sought at
+
+
+def _proven(problem: FrontProblem, ms: float) -> list[Subnetwork]:
+    """The best of all blocks and of any, under the additive loss, within a latency."""
+    tables = Tables.of(problem.space, problem.loss, problem.predictor.near(ms))
+    found = []
+    for these in (tables, tables.without_drops()):
+        try:
+            best = solve_tables(these, ms)
+        except BudgetError:
+            continue
+        choice = fill(these, these.choice(best.subnetwork), ms)
+        found.append(these.subnetwork(choice))
+    return found
+
+
+def expected_gains(
+    problem: FrontProblem,
+    evaluated: Sequence[Evaluated],
+    ms: Floats,
+    mean: Floats,
+    deviation: Floats,
+) -> Floats:
+    """By how much each unseen structure is expected to add to the front's hypervolume, `(n,)`.
+
+    Latencies are known, so a structure gains, at every latency from its own on, what its signal
+    is below the best one there.
+
+    Args:
+        ms: `(n,)`, latencies.
+        mean, deviation: `(n,)`, of the logarithm of the signal.
+    """
+    from scipy.stats import norm
+
+    best = [c for c in front(evaluated) if c.predicted_ms < problem.most_ms]
+    edges = np.array([problem.least_ms, *(c.predicted_ms for c in best), problem.most_ms])
+    edges = np.maximum.accumulate(np.maximum(edges, problem.least_ms))
+    levels = np.array([problem.worst, *(min(c.signal, problem.worst) for c in best)])
+    # how much of each stretch between two of the front's structures is to the right of each one
+    widths = np.clip(edges[1:] - np.maximum(edges[:-1], ms[:, None]), 0, None)
+    total = np.zeros(len(ms))
+    for z in norm.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES):
+        signals = np.exp(mean + z * deviation)
+        total += (widths * np.clip(levels - signals[:, None], 0, None)).sum(axis=1)
+    return total / _QUANTILES

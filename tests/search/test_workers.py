@@ -1,0 +1,130 @@
+"""Evaluation in several processes: the same archive whoever evaluates, and however many die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from test_front import PROBLEM, error
+
+from hwnas.errors import HwnasError
+from hwnas.search.front import search_front
+from hwnas.search.guided import Guided, starts
+from hwnas.search.workers import Cluster, Evaluate, Processes, Workers
+from hwnas.subnetwork import Subnetwork
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Makes what evaluates a structure in a worker."""
+
+    def __call__(self) -> Evaluate:
+        return error
+
+
+@dataclass(frozen=True)
+class Dying:
+    """The first worker that gets a structure of fewer blocks dies of it; with `always`, each."""
+
+    folder: Path
+    always: bool = False
+
+    def __call__(self) -> Evaluate:
+        def evaluate(subnetwork: Subnetwork) -> float:
+            if subnetwork.depth < len(subnetwork.blocks):
+                died = self.folder / "died"
+                if self.always or not died.exists():
+                    died.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return error(subnetwork)
+
+        return evaluate
+
+
+@dataclass(frozen=True)
+class Straggling:
+    """The first worker that gets the whole model never ends; all others are quick."""
+
+    folder: Path
+
+    def __call__(self) -> Evaluate:
+        def evaluate(subnetwork: Subnetwork) -> float:
+            stuck = self.folder / "stuck"
+            if subnetwork == PROBLEM.space.largest and not stuck.exists():
+                stuck.touch()
+                time.sleep(20)
+            return error(subnetwork)
+
+        return evaluate
+
+
+@dataclass(frozen=True)
+class Failing:
+    def __call__(self) -> Evaluate:
+        def evaluate(subnetwork: Subnetwork) -> float:
+            raise ValueError(f"cannot evaluate {subnetwork}")
+
+        return evaluate
+
+
+def archive(workers: Workers) -> list[tuple[Subnetwork, float]]:
+    found = search_front(PROBLEM, Guided(PROBLEM, 30, seed=1), workers, 30)
+    return [(c.subnetwork, c.signal) for c in found]
+
+
+ALONE = [
+    (c.subnetwork, c.signal)
+    for c in search_front(
+        PROBLEM, Guided(PROBLEM, 30, seed=1), lambda all_: [error(s) for s in all_], 30
+    )
+]
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_the_archive_is_the_same_with_any_number_of_workers(number: int) -> None:
+    with Workers(Processes(Plain(), number)) as workers:
+        assert archive(workers) == ALONE
+
+
+def test_the_archive_is_the_same_when_a_worker_is_killed(tmp_path: Path) -> None:
+    with Workers(Processes(Dying(tmp_path), 2)) as workers:
+        assert archive(workers) == ALONE
+    assert (tmp_path / "died").exists()
+
+
+def test_a_structure_that_kills_every_worker_is_named(tmp_path: Path) -> None:
+    with (
+        Workers(Processes(Dying(tmp_path, always=True), 2)) as workers,
+        pytest.raises(HwnasError, match=r"the workers that evaluated .* died 3 times; is there"),
+    ):
+        archive(workers)
+
+
+def test_a_straggler_does_not_hold_up_the_search(tmp_path: Path) -> None:
+    with Workers(Processes(Straggling(tmp_path), 2)) as workers:
+        begin = time.perf_counter()
+        found = workers([PROBLEM.space.largest, *starts(PROBLEM, 6)])
+        took = time.perf_counter() - begin
+        assert (tmp_path / "stuck").exists()
+        assert found == [error(s) for s in (PROBLEM.space.largest, *starts(PROBLEM, 6))]
+        assert took < 20  # which the straggler alone would have taken
+
+
+def test_what_evaluating_raises_reaches_the_caller() -> None:
+    with (
+        Workers(Processes(Failing(), 2)) as workers,
+        pytest.raises(ValueError, match="cannot evaluate"),
+    ):
+        archive(workers)
+
+
+@pytest.mark.slow  # starting Ray takes most of a minute
+def test_the_archive_is_the_same_on_a_ray_cluster_where_a_worker_dies(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="a cluster needs Ray")
+    with Workers(Cluster(Dying(tmp_path), 2, address="local")) as workers:
+        assert archive(workers) == ALONE
+    assert (tmp_path / "died").exists()
