@@ -30,6 +30,7 @@ from hwnas.processes import leading
 
 if TYPE_CHECKING:
     from hwnas.recipe import Recipe
+    from hwnas.summary import Summary
 
 app = typer.Typer(
     name="hwnas",
@@ -120,8 +121,19 @@ def run(
     folder = out or _new_run()
     quiet(json)
     summary = _run(settings, folder, resume, table, reuse)
-    if not leading():
-        return
+    if leading():
+        _print_summary(summary, folder, json)
+
+
+def _run(recipe: Recipe, folder: Path, resume: bool, table: Path | None, reuse: Path | None) -> Any:
+    from hwnas.pipeline import Given
+    from hwnas.pipeline import run as run_pipeline
+
+    return run_pipeline(recipe, folder, resume=resume, given=Given(table, reuse))
+
+
+def _print_summary(summary: Summary, folder: Path, json: bool) -> None:
+    """Print how a run ended; a budget that was missed in the end is an error."""
     if json:
         print_json(summary)
     else:
@@ -134,13 +146,6 @@ def run(
         raise BudgetError(
             f"{', '.join(missed)}: measured above the budget in the end; see {folder}/report.html"
         )
-
-
-def _run(recipe: Recipe, folder: Path, resume: bool, table: Path | None, reuse: Path | None) -> Any:
-    from hwnas.pipeline import Given
-    from hwnas.pipeline import run as run_pipeline
-
-    return run_pipeline(recipe, folder, resume=resume, given=Given(table, reuse))
 
 
 @app.command()
@@ -169,6 +174,66 @@ def supernet(
     else:
         print(f"{out / 'supernet'}: {steps} steps, {size:.3g} subnetworks")
         print(f"go on: hwnas run {recipe} --out {out} --resume")
+
+
+@app.command()
+def search(
+    run_dir: Annotated[
+        Path, typer.Argument(help="A run whose super-network is trained (hwnas supernet, or run).")
+    ],
+    out: Annotated[Path, typer.Option(help="Run directory for what is found.")],
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Latency: 8ms, or 50% of the baseline. Repeatable; default: the run's."),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="A latency table of the model for any target; default: the run's own."),
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="Subnetworks to evaluate, for all budgets together.")
+    ] = None,
+    algorithm: Annotated[
+        str,
+        typer.Option(
+            help="guided (ours), exact, evolution, nsga2, nsga3, tpe, regularised, local, random."
+        ),
+    ] = "guided",
+    signal: Annotated[
+        str | None, typer.Option(help="Of quality: divergence, loss or metric.")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="That a structure meets its budget before it is timed.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that evaluate; default: one a core.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster to evaluate on.")
+    ] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(help="Another search's candidates.jsonl, looked at first.")
+    ] = None,
+    resume: Resume = False,
+    json: Json = False,
+) -> None:
+    """Search a trained super-network for other budgets or another device; train nothing."""
+    from hwnas.searching import Hands, Wanted, search_trained
+
+    wanted = Wanted(
+        table=table,
+        budgets=tuple(budget or ()),
+        evaluations=evaluations,
+        algorithm=algorithm,
+        signal=signal,
+        seed=seed,
+        confidence=confidence,
+        warm_start=warm_start,
+    )
+    quiet(json)
+    summary = search_trained(run_dir, out, wanted, Hands(workers, cluster), resume=resume)
+    _print_summary(summary, out, json)
 
 
 def _new_run() -> Path:

@@ -8,23 +8,26 @@ rule, trained directly for the same total compute.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hwnas.clock import StructureClock
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError
 from hwnas.files import read_model, write_json
+from hwnas.front_search import FrontSearch, Remembered, one_by_one
 from hwnas.importance.scores import Importance
-from hwnas.latency.measure import settled
+from hwnas.judge import Judge
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.models import load
 from hwnas.progress import bar
 from hwnas.search.evolution import Evaluated, evolve_at, finalists
+from hwnas.search.front import EvaluateAll
 from hwnas.search.seeds import seeds
 from hwnas.selection import Allowance, Proposer, Selection, TimedStructure, select
 from hwnas.space import SearchSpace
@@ -37,10 +40,8 @@ from hwnas.training.compute import FORWARD, step_cost
 from hwnas.training.halving import Entrant, Rung, halve, rows
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedModel
 
-    from hwnas.latency.session import Stopwatch
     from hwnas.search.exact import BlockLoss
     from hwnas.training.memory import Memory
 
@@ -54,14 +55,54 @@ class Contest:
     space: SearchSpace
     scores: Importance
     teacher: PreTrainedModel  # the baseline
-    teacher_answers: np.ndarray  # on the search's validation rows
+    judge: Judge
     start: SuperNetwork  # the students' start, reordered
     network: SuperNetwork | None  # the trained super-network; None where a rival shrinks directly
+    evaluate_all: EvaluateAll | None = None  # by workers; None: here, one after the other
+    first: Sequence[Subnetwork] = ()  # structures that a search of the front looks at first
+    stoppable: bool = False  # whether Ctrl-C ends such a search, and not the run
 
     @cached_property
-    def clock(self) -> _StructureClock:
+    def clock(self) -> StructureClock:
         """Times structures of every budget."""
-        return _StructureClock(self)
+        inputs = self.inputs
+        return StructureClock(
+            config=inputs.config,
+            target=inputs.target,
+            reference_ms=self.table.reference_ms,
+            pairs=inputs.recipe.measure.pairs,
+            directory=inputs.directory,
+        )
+
+    @cached_property
+    def front(self) -> FrontSearch:
+        """The search that all budgets share, unless the recipe wants evolution for each."""
+        inputs, network = self.inputs, self.network
+        assert network is not None and inputs.recipe.search.algorithm != "evolution"
+        each = self.evaluate_all or one_by_one(lambda s: self.judge.of(network, s))
+        return FrontSearch(
+            space=self.space,
+            loss=self.loss,
+            judge=self.judge,
+            evaluate_all=Remembered(inputs.directory, each),
+            directory=inputs.directory,
+            algorithm=inputs.recipe.search.algorithm,
+            evaluations=inputs.plan.evaluations * len(inputs.recipe.budgets),
+            seed=inputs.recipe.seed,
+            aims=[self.allowance(budget).aim for budget in inputs.recipe.budgets],
+            start=self.first,
+            stoppable=self.stoppable,
+        )
+
+    def allowance(self, budget: str) -> Allowance:
+        """What a budget allows, by the table's latency of the full model."""
+        measure = self.inputs.recipe.measure
+        return Allowance(
+            text=budget,
+            ms=Budget.parse(budget).in_ms(self.table.reference_ms),
+            margin=measure.margin,
+            tolerance=measure.tolerance,
+        )
 
     @cached_property
     def loss(self) -> BlockLoss:
@@ -84,21 +125,6 @@ class Contest:
             relations=inputs.recipe.training.relations_weight > 0,
         )
 
-    def divergence(self, answers: np.ndarray) -> float:
-        """The distance of answers from the teacher's, on the search's validation rows."""
-        validation = self.inputs.search_validation
-        return self.inputs.task.kind.divergence(self.teacher_answers, answers, validation)
-
-    def signal(self, answers: np.ndarray) -> float:
-        """What the search compares candidates by, see `search.spec`; lower is better."""
-        task, validation = self.inputs.task, self.inputs.search_validation
-        match self.inputs.recipe.search.signal:
-            case "loss":
-                return task.kind.loss(answers, validation)
-            case "metric":
-                return 100 - task.kind.score(task.metric, answers, validation)
-        return self.divergence(answers)
-
 
 def choose_structures(contest: Contest, budget: str) -> Selection:
     """`selection/<budget>.json`: structures that were measured within the budget.
@@ -111,44 +137,22 @@ def choose_structures(contest: Contest, budget: str) -> Selection:
     path = inputs.path / "selection" / f"{folder}.json"
     if not path.exists():
         measure = inputs.recipe.measure
-        allowance = Allowance(
-            text=budget,
-            ms=Budget.parse(budget).in_ms(contest.table.reference_ms),
-            margin=measure.margin,
-            tolerance=measure.tolerance,
-        )
-        propose = _search(contest, budget) if contest.network else _shrink(contest)
+        allowance = contest.allowance(budget)
+        propose = _proposer(contest, budget)
         predictor = contest.table.predictor(measure.confidence)
         selection = select(propose, contest.clock.time, predictor, allowance, measure.rounds)
         write_json(path, selection)
     return read_model(path, Selection)
 
 
-class _StructureClock:
-    """Times structures with random weights, in pairs with the full model; each only once a run."""
-
-    def __init__(self, contest: Contest) -> None:
-        self.contest = contest
-
-    @cached_property
-    def _stopwatch(self) -> Stopwatch:
-        from hwnas.latency.graphs import builder
-        from hwnas.latency.session import Stopwatch
-
-        inputs = self.contest.inputs
-        build = builder(inputs.config, inputs.target)
-        return Stopwatch(build, inputs.target, Subnetwork.full(inputs.shape))
-
-    def time(self, subnetwork: Subnetwork) -> float:
-        """Measured ms: the ratio to the full model times the table's reference."""
-        inputs = self.contest.inputs
-
-        def ratio() -> dict[str, float]:
-            paired = settled(lambda: self._stopwatch.once(subnetwork, inputs.recipe.measure.pairs))
-            return {"ratio": paired.ratio, "spread": paired.ratio_spread}
-
-        measured = inputs.directory.measured(f"structure {subnetwork}", ratio)
-        return float(measured["ratio"]) * self.contest.table.reference_ms
+def _proposer(contest: Contest, budget: str) -> Proposer:
+    """Proposals by the recipe's rival rule or search."""
+    if contest.network is None:
+        return _shrink(contest)
+    evolution = contest.inputs.recipe.search.algorithm == "evolution"
+    search = _search(contest, budget) if evolution else contest.front.proposer(budget)
+    most = contest.inputs.plan.entrants + bool(contest.space.hidden)
+    return lambda *sought: list(search(*sought))[:most]
 
 
 def _search(contest: Contest, budget: str) -> Proposer:
@@ -166,9 +170,7 @@ def _search(contest: Contest, budget: str) -> Proposer:
 
             def evaluate(subnetwork: Subnetwork) -> float:
                 if subnetwork not in known:
-                    with network.as_subnetwork(subnetwork) as model:
-                        answers = predict(model, inputs.search_validation)
-                    known[subnetwork] = contest.signal(answers)
+                    known[subnetwork] = contest.judge.of(network, subnetwork)
                 signal: float = known[subnetwork]
                 return signal
 
@@ -198,8 +200,7 @@ def _search(contest: Contest, budget: str) -> Proposer:
                     seed=inputs.recipe.seed * 1000 + number,
                     on_candidate=record,
                 )
-        best = finalists(evaluated, budget_ms)
-        return best[: inputs.plan.entrants + bool(contest.space.hidden)]
+        return finalists(evaluated, budget_ms)
 
     return propose
 
@@ -359,7 +360,7 @@ class Origin:
         """From the teacher, on the search's validation rows."""
         with self.network.as_subnetwork(self.nested(subnetwork)) as model:
             answers = predict(model, contest.inputs.search_validation)
-        return contest.divergence(answers)
+        return contest.judge.divergence(answers)
 
 
 def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:

@@ -21,6 +21,7 @@ from hwnas.delivery import deliver
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_model, replacing
+from hwnas.judge import Judge
 from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
@@ -36,7 +37,7 @@ from hwnas.tasks.embedding import Embedding
 from hwnas.tasks.loading import load_task
 from hwnas.tasks.unlabelled import load_text
 from hwnas.training.baseline import MOVEMENT
-from hwnas.training.compute import FORWARD, ComputePlan, step_cost, supernet_cost
+from hwnas.training.compute import FORWARD, step_cost, supernet_cost
 
 # the settings that a baseline, or a table, is made by; how long it is trained is compared apart
 _OF_BASELINE = (
@@ -84,7 +85,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
         "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
     )
     with leader_first():
-        return deliver(inputs, contest.table, winners, _spent(contest, winners))
+        return deliver(inputs, contest.table, winners, spent(contest, winners))
 
 
 def train_supernet(
@@ -135,7 +136,7 @@ def _until_network(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> 
         space=space,
         scores=scores,
         teacher=teacher,
-        teacher_answers=answers,
+        judge=Judge(inputs, answers),
         start=stages.starting_network(inputs, scores),
         network=network,
     )
@@ -195,7 +196,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
         _take(given.reuse, out)
     inputs = Inputs(recipe, directory, recipe.compute, task, tokenizer, model.config)
     if recipe.compute.minutes is not None:
-        inputs.plan = _fit_to_minutes(inputs, recipe.compute.minutes)
+        inputs.plan = stages.fitted_to_minutes(inputs, recipe.compute.minutes)
     return inputs
 
 
@@ -224,19 +225,6 @@ def _take(other: Path, out: Path) -> None:
     if not (out / "table.json").exists():
         with replacing(out / "table.json") as partial:
             shutil.copy(other / "table.json", partial)
-
-
-def _fit_to_minutes(inputs: Inputs, minutes: float) -> ComputePlan:
-    """The recipe's steps scaled so that all training takes about so many minutes here.
-
-    The speed of a training step is a measurement, made once a run.
-    """
-    plan = inputs.recipe.compute
-    speed = inputs.directory.measured(
-        "training step", lambda: {"seconds": stages.seconds_per_step(inputs)}
-    )
-    shares = [stages.rough_share(budget) for budget in inputs.recipe.budgets]
-    return plan.scaled(minutes * 60 / (plan.total(shares) * speed["seconds"]))
 
 
 def _winners(contest: Contest, compute: dict[str, float]) -> dict[str, Winner]:
@@ -270,8 +258,8 @@ def _rival_compute(inputs: Inputs, given: Given) -> dict[str, float]:
     budgets = inputs.recipe.budgets
     if given.reuse is not None and (given.reuse / "summary.json").exists():
         summary = read_model(given.reuse / "summary.json", Summary)
-        spent = summary.compute
-        total = spent.supernet + spent.search + spent.finalists
+        theirs = summary.compute
+        total = theirs.supernet + theirs.search + theirs.finalists
         of = tuple(chosen.budget for chosen in summary.chosen)
     else:
         space = read_model(inputs.path / "space.json", SearchSpace)
@@ -302,7 +290,7 @@ def _network_cost(inputs: Inputs, space: SearchSpace) -> float:
     return cost
 
 
-def _spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
+def spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
     """What was spent, in full-model steps."""
     inputs = contest.inputs
     plan = inputs.plan

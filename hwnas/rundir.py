@@ -26,10 +26,16 @@ if TYPE_CHECKING:
 
 
 class RunDirectory:
-    """A folder that holds one run, locked while a process (with those it leads) works in it."""
+    """A folder that holds one run, locked while a process (with those it leads) works in it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        read_only: take no lock; nothing may then be appended or measured.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        if read_only:
+            return
         self._lock = open(path / "events.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         if not leading():
             return

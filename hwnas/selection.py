@@ -32,6 +32,11 @@ class Allowance:
     margin: float  # share of the budget that the search stays below it
     tolerance: float  # share of the budget by which a measurement may exceed it, for noise
 
+    @property
+    def aim(self) -> float:
+        """Predicted ms that the search stays within."""
+        return self.ms * (1 - self.margin)
+
 
 class TimedStructure(BaseModel):
     """A structure that was timed on the target."""
@@ -91,14 +96,13 @@ def select(
     wanted = set(GROUPS)
     timed: list[TimedStructure] = []
     fitting: dict[str, TimedStructure] = {}
-    aim = allowance.ms * (1 - allowance.margin)
     number = 0
     while wanted and number < rounds:
         number += 1
         fresh: list[TimedStructure] = []
         for scale in sorted({scales[group] for group in wanted}):
             try:
-                proposals = list(propose(predictor.scaled(scale), aim, number))
+                proposals = list(propose(predictor.scaled(scale), allowance.aim, number))
             except BudgetError:
                 if not timed:
                     raise

@@ -451,6 +451,19 @@ def rough_share(budget: str) -> float:
     return Budget.parse(budget).fraction or 0.5
 
 
+def fitted_to_minutes(inputs: Inputs, minutes: float) -> ComputePlan:
+    """The recipe's steps scaled so that all training takes about so many minutes here.
+
+    The speed of a training step is a measurement, made once a run.
+    """
+    plan = inputs.recipe.compute
+    speed = inputs.directory.measured(
+        "training step", lambda: {"seconds": seconds_per_step(inputs)}
+    )
+    shares = [rough_share(budget) for budget in inputs.recipe.budgets]
+    return plan.scaled(minutes * 60 / (plan.total(shares) * speed["seconds"]))
+
+
 def seconds_per_step(inputs: Inputs) -> float:
     """How long one training step of the full model takes on this machine, median of a few."""
     import statistics

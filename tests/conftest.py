@@ -96,3 +96,56 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFas
     vocabulary = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
     vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
     return BertTokenizerFast(str(vocabulary))
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
+    """A recipe of a tiny random BERT with a real tokenizer, on 900 real tweets."""
+    import torch
+    import yaml
+    from datasets import concatenate_datasets
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    from hwnas.tasks.loading import load_task
+    from hwnas.tasks.spec import TaskSpec
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=64,
+        num_labels=3,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    # the same hash splits them again
+    task = load_task(TaskSpec())
+    parts = (task.train.select(range(700)), task.validation.select(range(100)))
+    tweets = concatenate_datasets([*parts, task.test.select(range(100))])
+    tweets.select_columns(["text", "label"]).to_csv(folder / "tweets.csv", index=False)
+    settings = {
+        "model": str(folder / "model"),
+        "task": {"data": str(folder / "tweets.csv"), "max_length": 32},
+        "target": "openvino:cpu:threads=1,batch=1,seq=32/64",
+        "budgets": ["85%", "75%"],
+        "compute": {
+            "batch": 8,
+            "start_steps": 6,
+            "supernet_steps": 4,
+            "evaluations": 16,
+            "evaluation_rows": 32,
+            "entrants": 2,
+            "first_rung_steps": 3,
+            "winner_steps": 18,
+            "heir_steps": 9,
+        },
+        "measure": {"validate_table": 3, "pairs": 15, "tolerance": 0.5, "parity_rows": 20},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path

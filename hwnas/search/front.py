@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hwnas.errors import UserError
+from hwnas.errors import BudgetError
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.search.evolution import Evaluated
 from hwnas.search.exact import BlockLoss
@@ -44,6 +44,7 @@ class FrontProblem:
     least_ms: float
     most_ms: float
     worst: float  # the signal beyond which a structure is worth nothing: the reference point's
+    aims: tuple[float, ...] = ()  # latencies in the range that matter most: the budgets
 
     @classmethod
     def of(
@@ -54,22 +55,24 @@ class FrontProblem:
         worst: float,
         least_ms: float = 0.0,
         most_ms: float | None = None,
+        aims: Sequence[float] = (),
     ) -> FrontProblem:
         """The problem between the fastest and the slowest structure, or as narrow as is said.
 
         Raises:
-            UserError: `loss` is of another model, or no structure is between the two latencies.
+            UserError: `loss` is of another model.
+            BudgetError: no structure is between the two latencies.
         """
         tables = Tables.of(space, loss, predictor.near(least_ms or predictor.fixed_ms))
         fastest = predictor.predict(tables.subnetwork(tables.fastest()))
         slowest = predictor.predict(space.largest)
         most = min(slowest, most_ms) if most_ms is not None else slowest
         if fastest > most or (least_ms and least_ms > most):
-            raise UserError(
+            raise BudgetError(
                 f"search: no structure between {least_ms:.3g} and {most:.3g} ms; the fastest is "
                 f"predicted at {fastest:.3g} ms, the slowest at {slowest:.3g} ms"
             )
-        return cls(space, loss, predictor, max(fastest, least_ms), most, worst)
+        return cls(space, loss, predictor, max(fastest, least_ms), most, worst, tuple(aims))
 
     @cached_property
     def options(self) -> list[list[Integers]]:

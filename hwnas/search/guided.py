@@ -10,6 +10,7 @@ generations as cost nothing beside an evaluation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,17 +42,26 @@ _REACH = 0.15  # of the options, by which a width moves at most
 class Guided:
     """See the module."""
 
-    def __init__(self, problem: FrontProblem, evaluations: int, seed: int) -> None:
+    def __init__(
+        self,
+        problem: FrontProblem,
+        evaluations: int,
+        seed: int,
+        known: Sequence[Evaluated] = (),
+    ) -> None:
         self.problem = problem
         self.rng = np.random.default_rng(seed)
         self.seed = seed
-        self.evaluated: list[Evaluated] = []
-        self.first = starts(problem, max(2, round(_STARTS * evaluations)))
+        self.evaluated = list(known)  # elsewhere, before
+        first = starts(problem, max(2, round(_STARTS * evaluations)))
+        looked_at = {c.subnetwork for c in known}
+        self.first = [s for s in first if s not in looked_at]
 
     def ask(self) -> list[Subnetwork]:
         if self.first:
             batch, self.first = self.first[:_BATCH], self.first[_BATCH:]
             return batch
+        self.problem = _with_all_that_counts(self.problem, self.evaluated)
         surrogate = Surrogate(self.problem, self.evaluated, self.seed)
         known = {c.subnetwork for c in self.evaluated}
         believed = list(self.evaluated)
@@ -122,13 +132,23 @@ class Guided:
         return children[(children[..., 0] > 0).any(axis=1)]
 
 
+def _with_all_that_counts(problem: FrontProblem, evaluated: Sequence[Evaluated]) -> FrontProblem:
+    """The problem as it is, unless half of the structures are too bad to count: then all count."""
+    signals = [c.signal for c in evaluated]
+    if np.median(signals) < problem.worst:
+        return problem
+    return replace(problem, worst=float(max(signals)))
+
+
 def starts(problem: FrontProblem, number: int) -> list[Subnetwork]:
     """So many structures over the whole range: the proven best, of all blocks and of any, in turn.
 
-    The range is gone through from both ends to the middle and in ever smaller steps, so that
+    Those of the aims come first; then the range is gone through in ever smaller steps, so that
     the first of them already span it.
     """
     found: dict[Subnetwork, None] = {}
+    for ms in problem.aims:
+        found |= dict.fromkeys(_proven(problem, ms))
     step = 2
     while len(found) < number and step <= _FINEST:
         for ms in problem.latencies(step)[::-1]:

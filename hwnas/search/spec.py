@@ -10,10 +10,25 @@ from pydantic import BaseModel, ConfigDict
 # divergence from the baseline's answers, the loss against the labels, or 100 minus the metric
 Signal = Literal["divergence", "loss", "metric"]
 
+# `evolution` searches under each budget by itself; all others find one front for all budgets:
+# `guided` is ours (`guided`), the rest are its rivals (`rivals`)
+Algorithm = Literal[
+    "evolution",
+    "guided",
+    "exact",
+    "nsga2",
+    "nsga3",
+    "tpe",
+    "regularised",
+    "local",
+    "random",
+]
+
 
 class SearchSpec(BaseModel):
-    """See `evolution`."""
+    """See `evolution` and `front`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     signal: Signal = "divergence"
+    algorithm: Algorithm = "evolution"

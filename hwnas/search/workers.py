@@ -10,6 +10,7 @@ is first counts.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -181,6 +182,7 @@ _evaluator: Evaluate | None = None  # of this worker process
 
 def _begin(make: Maker) -> None:
     global _evaluator
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asked, not for us
     _one_thread()
     _evaluator = make()
 

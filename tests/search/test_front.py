@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from problems import loss_of, space_of
 
-from hwnas.errors import UserError
+from hwnas.errors import BudgetError
 from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.search.evolution import Evaluated
 from hwnas.search.front import FrontProblem, front, hypervolume, search_front
@@ -55,9 +55,9 @@ def test_the_range_is_that_of_the_space_or_narrower() -> None:
     assert PROBLEM.most_ms == pytest.approx(PREDICTOR.baseline_ms)
     narrower = FrontProblem.of(SPACE, LOSS, PREDICTOR, WORST, least_ms=3.0, most_ms=9.0)
     assert (narrower.least_ms, narrower.most_ms) == (3.0, 9.0)
-    with pytest.raises(UserError, match=r"no structure between 0 and 0.5 ms; the fastest"):
+    with pytest.raises(BudgetError, match=r"no structure between 0 and 0.5 ms; the fastest"):
         FrontProblem.of(SPACE, LOSS, PREDICTOR, WORST, most_ms=0.5)
-    with pytest.raises(UserError, match=r"no structure between 9 and 3 ms"):
+    with pytest.raises(BudgetError, match=r"no structure between 9 and 3 ms"):
         FrontProblem.of(SPACE, LOSS, PREDICTOR, WORST, least_ms=9.0, most_ms=3.0)
 
 
@@ -97,6 +97,14 @@ def test_what_is_known_for_sure_gains_what_it_adds_to_the_hypervolume() -> None:
     ]
     assert gains == pytest.approx(added)
     assert max(added) > 0
+
+
+def test_where_the_constant_answer_is_the_best_that_counts_all_do() -> None:
+    hopeless = FrontProblem.of(SPACE, LOSS, PREDICTOR, worst=1e-6)
+    found = search_front(
+        hopeless, SEARCHERS["guided"](hopeless, 50, 0), lambda all_: [error(s) for s in all_], 50
+    )
+    assert hypervolume(PROBLEM, found) > 0.9 * hypervolume(PROBLEM, searched("guided", 50, 0))
 
 
 def test_doubt_is_a_chance() -> None:

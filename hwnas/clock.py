@@ -1,0 +1,47 @@
+"""Times structures before they are trained: latency depends on shapes, not on weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from hwnas.anatomy import find_shape
+from hwnas.latency.measure import settled
+from hwnas.latency.target import Target
+from hwnas.rundir import RunDirectory
+from hwnas.subnetwork import Subnetwork
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from hwnas.latency.session import Stopwatch
+
+
+@dataclass
+class StructureClock:
+    """Times structures with random weights, in pairs with the full model; each only once a run."""
+
+    config: PretrainedConfig
+    target: Target
+    reference_ms: float  # the full model's latency, by the table
+    pairs: int
+    directory: RunDirectory  # where measurements are kept
+
+    @cached_property
+    def _stopwatch(self) -> Stopwatch:
+        from hwnas.latency.graphs import builder
+        from hwnas.latency.session import Stopwatch
+
+        full = Subnetwork.full(find_shape(self.config))
+        return Stopwatch(builder(self.config, self.target), self.target, full)
+
+    def time(self, subnetwork: Subnetwork) -> float:
+        """Measured ms: the ratio to the full model times the table's reference."""
+
+        def ratio() -> dict[str, float]:
+            paired = settled(lambda: self._stopwatch.once(subnetwork, self.pairs))
+            return {"ratio": paired.ratio, "spread": paired.ratio_spread}
+
+        measured = self.directory.measured(f"structure {subnetwork}", ratio)
+        return float(measured["ratio"]) * self.reference_ms
