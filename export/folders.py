@@ -21,6 +21,8 @@ from hwnas.latency.target import Target
 RUNTIMES = {"model": "torch", "onnx": "onnxruntime", "openvino": "openvino"}  # of each format
 FORMATS = tuple(RUNTIMES)
 
+SERVING = "serving.json"  # in a folder that is computed in another precision than fp32
+
 MODEL_FILES = {
     "model": "model.safetensors",
     "onnx": "model.onnx",
@@ -68,6 +70,16 @@ def find_format(folder: Path) -> str:
     )
 
 
+def computed_in(folder: Path) -> str:
+    """The precision that an exported folder is to be computed in: fp32 unless it says bf16.
+
+    Raises:
+        UserError: its `serving.json` is damaged.
+    """
+    file = folder / SERVING
+    return str(read_json(file).get("precision", "fp32")) if file.is_file() else "fp32"
+
+
 def folder_size_mb(folder: Path) -> float:
     """The size of everything in the folder: model, config and tokenizer, in 10^6 bytes.
 
@@ -98,7 +110,7 @@ def load_exported(folder: Path, threads: int | None = None) -> Any:
     """Load the folder as a user of transformers or Optimum would, a model to call on a batch.
 
     OpenVINO computes in float32, as it does when it is timed, also on processors where it would
-    choose bfloat16 by itself.
+    choose bfloat16 by itself; a folder that was exported for bf16 is computed in that.
 
     Args:
         folder: of any format.
@@ -138,7 +150,8 @@ def _load_onnx(folder: Path, threads: int | None) -> Any:
 def _load_openvino(folder: Path, threads: int | None) -> Any:
     from optimum import intel
 
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    hint = "bf16" if computed_in(folder) == "bf16" else "f32"
+    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     with quiet():  # Optimum looks for a local folder in the hub's cache, and warns

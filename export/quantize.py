@@ -1,4 +1,4 @@
-"""A quantized copy of an exported folder, for targets whose precision is int8 or int4.
+"""A copy of an exported folder for targets whose precision is int8, int4 or bf16.
 
 It stands beside the folder that it was made of, `openvino-int8-static/` beside `openvino/`: the
 exact one keeps its parity with torch, the quantized one is what the target serves. Optimum loads
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.export.folders import MODEL_FILES, find_format, quiet
-from hwnas.files import replacing
+from hwnas.export.folders import MODEL_FILES, SERVING, find_format, quiet
+from hwnas.files import replacing, write_json
 from hwnas.latency.precision import group_for, quantized
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ def quantize_folder(source: Path, out: Path, precision: str, rows: Sequence[Feed
             graph = openvino_core().read_model(source / file)
             taken = {name for port in graph.inputs for name in port.get_names()}
             small = quantized(graph, "openvino", precision, list(_only(rows, taken)), group)
-            openvino.save_model(small, partial / file, compress_to_fp16=False)
+            # what is computed in bf16 needs no more of its weights than half precision has
+            openvino.save_model(small, partial / file, compress_to_fp16=precision == "bf16")
+            if precision == "bf16":
+                write_json(partial / SERVING, {"precision": precision})
 
 
 def calibration(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Feed]:

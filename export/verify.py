@@ -7,23 +7,24 @@ beside the folders, last: where it stands, the export is whole and verified.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UserError
-from hwnas.export.compare import TOLERANCE, check_parity, random_rows
+from hwnas.export.compare import TOLERANCE, check_parity, parity, random_rows
 from hwnas.export.convert import RECORD, export_model
 from hwnas.export.folders import (
     FORMATS,
     RUNTIMES,
+    computed_in,
     find_format,
     folder_size_mb,
     format_for,
     load_exported,
     served_folder,
 )
-from hwnas.export.quantize import quantize_folder
+from hwnas.export.quantize import CALIBRATION_ROWS, calibration, quantize_folder
 from hwnas.files import write_json
 from hwnas.latency.target import DEVICES, Target
 from hwnas.progress import bar
@@ -31,13 +32,64 @@ from hwnas.summary import Record
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hwnas.evaluation import Reading
     from hwnas.latency.measure import Paired
     from hwnas.tasks.kinds import Kind
 
 
 _COMPILATIONS = 3
+_COMPARED = 100  # rows, where there are as many
+_SLOWER = 0.1  # of the ratio on record, by which one measured later may be larger
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labelled rows, as `kind.encode` makes them, and by what answers are judged."""
+
+    kind: Kind
+    metric: str
+    calibrating: Dataset  # rows that quantizers may look at
+    scored: Dataset  # others
+
+    @classmethod
+    def by(cls, reading: Reading, rows: list[Any], tokenizer: Any) -> Judged:
+        """The first rows calibrate, half of them at most, the others are scored.
+
+        Raises:
+            UserError: there are fewer than two rows.
+        """
+        border = min(CALIBRATION_ROWS, len(rows) // 2)
+        if border < 1:
+            raise UserError(f"--data: {len(rows)} rows are too few to calibrate and score on")
+        calibrating, scored = (
+            reading.encode(part, tokenizer) for part in (rows[:border], rows[border:])
+        )
+        return cls(reading.kind, reading.metric, calibrating, scored)
+
+    @property
+    def compared(self) -> Dataset:
+        """A few of the scored rows, on which logits are compared."""
+        return self.scored.select(range(min(_COMPARED, len(self.scored))))
+
+    def score(self, folder: Path, threads: int | None = None) -> float:
+        """The metric of an exported folder, in per cent."""
+        return score_folder(folder, self.scored, self.kind, self.metric, threads)
+
+
+class Tried(Record):
+    """One way to serve a model, among others that were tried (`auto`)."""
+
+    runtime: str
+    precision: str
+    ratio: float | None = None  # of its time to the exact model's, in pairs
+    ms: float | None = None
+    size_mb: float | None = None
+    metric: float | None = None  # of the task, in per cent; None where it was not scored
+    drop: float | None = None  # points that it loses against the exact model
+    chosen: bool = False
+    note: str = ""
 
 
 class Verification(Record):
@@ -54,6 +106,14 @@ class Verification(Record):
     samples: int
     parity: dict[str, float]  # unquantized format -> largest difference of a logit from torch's
     size_mb: dict[str, float]  # folder's name -> its size, 10^6 bytes
+    metric: str | None = None  # by which those that were tried were scored
+    max_drop: float | None = None  # points of it that might be lost
+    tried: tuple[Tried, ...] = ()
+
+
+def write_record(out: Path, record: Verification) -> None:
+    """Write `export.json` beside the folders that it speaks of."""
+    write_json(out / RECORD, record)
 
 
 def verify(
@@ -105,7 +165,7 @@ def verify(
         parity=parity,
         size_mb={name: folder_size_mb(out / name) for name in {*present, served.name}},
     )
-    write_json(out / RECORD, record)
+    write_record(out, record)
     return record
 
 
@@ -135,7 +195,9 @@ def _served_by_own_runtime(folder: Path, target: Target) -> Target:
     runtime = RUNTIMES[find_format(folder)]
     # one runtime's gpu is the other's cuda
     device = target.device if target.device in DEVICES[runtime] else DEVICES[runtime][-1]
-    return replace(target, runtime=runtime, device=device)
+    # bf16 is how a folder is computed, not what is in it
+    precision = computed_in(folder) if target.precision == "bf16" else target.precision
+    return replace(target, runtime=runtime, device=device, precision=precision)
 
 
 def score_folder(
@@ -158,39 +220,150 @@ def score_folder(
     return kind.score(metric, answers, encoded)
 
 
-def export_and_check(model: str | Path, out: Path, target: Target) -> Verification:
-    """Export the dense model in a folder in every format, and verify it without a task's data.
-
-    Logits are compared on random tokens; the time is set against the same model in torch.
+def export_and_check(
+    model: str | Path, out: Path, target: Target, judged: Judged | None = None
+) -> Verification:
+    """Export a dense model in every format, and verify it; the time is set against torch's.
 
     Args:
-        model: a folder of safetensors.
+        model: `demo:minilm`, a folder of safetensors or a hub name; with the head of its task.
         out: gets `model/`, `onnx/`, `openvino/`, `export.json` and, for a target that is not
             fp32, the quantized folder that it serves.
         target: where and at what shape it is timed.
+        judged: rows to calibrate, compare and score on; without any, logits are compared on random
+            tokens and nothing is scored.
 
     Raises:
-        UserError: the folder does not hold a usable model, `out` holds an export already, or the
-            target's device is not here or its precision is not exported.
+        UserError: the model cannot be used, `out` holds an export already, or the target's device
+            is not here or its precision is not exported.
         HwnasError: an exported folder's logits differ from torch's.
     """
-    from hwnas.latency.runtimes import require
-    from hwnas.models import load, load_model
+    from hwnas.latency.runtimes import check_length, require
 
     target.check_exportable()
-    if target.precision == "int8-static":
+    if target.precision == "int8-static" and judged is None:
         raise UserError(
             f"target {target}: int8-static is calibrated on texts of a task; "
-            "hwnas run has some, here choose another precision"
+            "give some with --data, or choose another precision"
         )
     require(target)
-    dense = load(model)  # refuses weights without a head, where `load_model` would invent one
-    _, tokenizer = load_model(str(model))
+    dense, tokenizer = open_model(model)
+    check_length(dense.config, target)
     for name in dict.fromkeys((*FORMATS, served_folder(target))):
         if (out / name).exists():
             raise UserError(f"{out / name}: exists already; choose another --out or remove it")
     written = export_model(dense, tokenizer, out)
     if target.precision != "fp32":
         exact = written[format_for(target.runtime)]
-        quantize_folder(exact, out / served_folder(target), target.precision)
-    return verify(dense, out, out / "model", random_rows(dense, tokenizer), target)
+        rows = calibration(judged.calibrating, tokenizer) if judged else ()
+        quantize_folder(exact, out / served_folder(target), target.precision, rows)
+    encoded = random_rows(dense, tokenizer) if judged is None else judged.compared
+    record = verify(dense, out, out / "model", encoded, target)
+    if judged is not None:
+        scored = {"metric": judged.metric, "tried": tuple(_scores(out, target, judged, record))}
+        record = record.model_copy(update=scored)
+        write_record(out, record)
+    return record
+
+
+def open_model(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A dense model for the task it was saved for, and its tokenizer.
+
+    Raises:
+        UserError: it cannot be had, or weights are missing, of its head for instance.
+    """
+    from hwnas.models import load, load_tokenizer, model_folder
+
+    folder = model_folder(str(name))
+    return load(folder), load_tokenizer(folder)
+
+
+def _scores(out: Path, target: Target, judged: Judged, record: Verification) -> list[Tried]:
+    """The exact model's score and, where that is another, that of the folder that is served."""
+    exact = replace(target, precision="fp32")
+    metric = judged.score(out / served_folder(exact), target.threads)
+    found = []
+    for one in dict.fromkeys((exact, target)):
+        served = served_folder(one)
+        mine = metric if one == exact else judged.score(out / served, target.threads)
+        found.append(
+            Tried(
+                runtime=one.runtime,
+                precision=one.precision,
+                ms=record.ms if one == target else None,
+                size_mb=record.size_mb.get(served),
+                metric=mine,
+                drop=metric - mine,
+                chosen=one == target,
+            )
+        )
+    return found
+
+
+class Recheck(Record):
+    """What a second look at an export found, beside what its record promises."""
+
+    target: str
+    parity: dict[str, float]
+    ratio: float | None  # None where what it was timed against is not there
+    promised_ratio: float
+    drop: float | None  # points lost against the exact model; None where it was not scored
+    broken: list[str]  # promises that do not hold, a line each
+
+
+def check_again(out: Path, judged: Judged | None = None) -> Recheck:
+    """Verify an export against the record that it came with, here and now.
+
+    Args:
+        out: what `hwnas export` wrote, perhaps on another machine.
+        judged: rows to compare and score on; without any, logits are compared on random tokens.
+
+    Raises:
+        UserError: no export with its record is there, or this machine lacks the target's device.
+    """
+    from hwnas.files import read_model
+    from hwnas.latency.measure import settled
+    from hwnas.latency.runtimes import require
+
+    if not (out / RECORD).is_file():
+        raise UserError(f"{out}: has no {RECORD}; was it written by hwnas export?")
+    record = read_model(out / RECORD, Verification)
+    target = Target.parse(record.target)
+    require(target)
+    served = out / served_folder(target)
+    for folder in (out / "model", served):
+        find_format(folder)
+    dense, tokenizer = open_model(out / "model")
+    encoded = random_rows(dense, tokenizer) if judged is None else judged.compared
+    exact = [name for name in FORMATS if name != "model" and (out / name).is_dir()]
+    found = {name: parity(dense, out / name, encoded, target.threads) for name in exact}
+    broken = [
+        f"{name}: logits differ from torch's by {difference:.2g}, more than {TOLERANCE:g}"
+        for name, difference in found.items()
+        if not difference <= TOLERANCE
+    ]
+    reference = out / Path(record.reference).name
+    ratio: float | None = None
+    if reference.is_dir():
+        ratio = settled(lambda: measure_against(served, reference, target)).ratio
+        if ratio > record.ratio * (1 + _SLOWER):
+            broken.append(
+                f"{served.name}: takes {ratio:.3f} of {reference.name}'s time here, "
+                f"{record.ratio:.3f} was measured"
+            )
+    drop: float | None = None
+    if judged is not None:
+        whole = out / served_folder(replace(target, precision="fp32"))
+        drop = judged.score(whole, target.threads) - judged.score(served, target.threads)
+        if record.max_drop is not None and drop > record.max_drop:
+            broken.append(
+                f"{served.name}: loses {drop:.2f} points, {record.max_drop:g} are allowed"
+            )
+    return Recheck(
+        target=record.target,
+        parity=found,
+        ratio=ratio,
+        promised_ratio=record.ratio,
+        drop=drop,
+        broken=broken,
+    )

@@ -25,7 +25,7 @@ from hwnas.console import (
     print_rich,
     quiet,
 )
-from hwnas.errors import BudgetError, HwnasError
+from hwnas.errors import BudgetError, HwnasError, UserError
 from hwnas.processes import leading
 
 if TYPE_CHECKING:
@@ -273,18 +273,70 @@ def profile(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A dense model's folder.")],
-    out: Annotated[Path, typer.Option(help="Folder for model/, onnx/ and openvino/.")],
+    model: Annotated[
+        str | None, typer.Argument(help="demo:minilm, a dense model's folder or a hub name.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for model/, onnx/ and openvino/.")
+    ] = None,
     target: TargetSpec = DEFAULT_TARGET,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (the fastest runtime and precision that answer the same, by measurement), "
+            "fp32, bf16, int8, int4, or as the target has it."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, help="Of auto: points of the metric that may be lost.")
+    ] = 1.0,
+    keep_runtime: Annotated[
+        bool, typer.Option("--keep-runtime", help="Of auto: try the target's runtime only.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled rows (CSV or JSONL), to calibrate, compare and score on."),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Column of the text; twice for pairs.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    metric: Annotated[str | None, typer.Option(help="By default the task's usual one.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Of embeddings: the model whose they should be.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=4, help="Tokens; longer texts are cut. By default 128.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="An earlier export, to verify here against its record.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a dense model as ONNX and OpenVINO folders, compared with torch and timed."""
-    from hwnas.export import export_and_check
+    from hwnas.exporting import Rows, export_model_as, recheck
     from hwnas.latency import Target
 
-    parsed = Target.parse(target)
+    rows = Rows(data, text, label, metric, max_length, against)
     quiet(json)
-    record = export_and_check(model, out, parsed)
+    if check is not None:
+        if model is not None or out is not None:
+            raise UserError("--check: looks at an earlier export; give neither MODEL nor --out")
+        found = recheck(check, rows)
+        if json:
+            print_json(found)
+        else:
+            from hwnas.report.terminal import render_recheck
+
+            print_rich(render_recheck(found, check))
+        if found.broken:
+            raise BudgetError(f"{check}: {'; '.join(found.broken)}")
+        return
+    if model is None or out is None:
+        raise UserError("export: give MODEL and --out, or --check with an earlier export")
+    record = export_model_as(
+        model, out, Target.parse(target), precision, rows, max_drop, keep_runtime
+    )
     if json:
         print_json(record)
     else:
@@ -307,7 +359,9 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="Of embeddings: the model whose they should be.")
     ] = None,
-    max_length: Annotated[int, typer.Option(min=4, help="Tokens; longer texts are cut.")] = 128,
+    max_length: Annotated[
+        int | None, typer.Option(min=4, help="Tokens; longer texts are cut. By default 128.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score a model's folder (torch, ONNX or OpenVINO) on a file."""

@@ -7,6 +7,7 @@ strings, in any order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from hwnas.tasks.rows import Columns, Parse, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_MOST = 128  # tokens of a text, where nothing else is said
 
 _KINDS = {
     "text-classification": "classification",
@@ -47,7 +50,7 @@ def evaluate_folder(
     text: Sequence[str] | None = None,
     label: str | None = None,
     metric: str | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     against: str | None = None,
 ) -> Evaluation:
     """Score `model` on every row of `data`.
@@ -55,7 +58,7 @@ def evaluate_folder(
     Args:
         text, label: the columns; by default the usual ones of the kind of task.
         metric: by default the usual one.
-        max_length: tokens; longer texts are cut.
+        max_length: tokens; longer texts are cut. By default 128, or as many as the model reads.
         against: of embeddings, the model whose they should be.
 
     Raises:
@@ -67,34 +70,92 @@ def evaluate_folder(
     from hwnas.tasks.predict import predict
 
     loaded = load_exported(model)
-    kind = kind_of(loaded.config, str(model))
-    chosen = metric or kind.metrics[0]
-    names = _class_names(loaded.config, kind)
-    _check_metric(chosen, kind, len(names), str(model))
-    columns = Columns(tuple(text or kind.columns[0]), label or kind.columns[1])
-    most = max(2, len(kind.columns[0])) if kind.task == "text-classification" else None
-    if len(columns.texts) > (most or len(kind.columns[0])):
-        raise UserError(
-            f"text columns {', '.join(columns.texts)}: "
-            + ("give one, or the two of a pair" if most else f"give {len(kind.columns[0])}")
-        )
-    rows = read_file(data, columns, _known_only(kind.parse, names))
-    tokenizer = load_tokenizer(model)
-    encoded = kind.encode(kind.split(rows, names), tokenizer, max_length)
-    if kind.task == "feature-extraction":
-        encoded = _with_teacher(encoded, kind, kind.split(rows, names), max_length, against)
+    reading = Reading.of(loaded.config, str(model), text, label, metric, max_length, against)
+    rows = reading.rows(data)
+    encoded = reading.encode(rows, load_tokenizer(model))
     answers = predict(loaded, encoded, progress="evaluate")
-    fitting = [m for m in kind.metrics if _fits(m, kind, names)]
-    metrics = {name: kind.score(name, answers, encoded) for name in fitting}
+    kind = reading.kind
+    metrics = {name: kind.score(name, answers, encoded) for name in reading.metrics}
     return Evaluation(
         model=str(model),
         data=str(data),
         rows=len(rows),
-        metric=chosen,
-        value=metrics[chosen],
+        metric=reading.metric,
+        value=metrics[reading.metric],
         loss=kind.loss(answers, encoded),
         metrics=metrics,
     )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files of labelled rows are read for one model, and by what its answers are judged."""
+
+    kind: Kind
+    names: list[str]  # of the classes
+    columns: Columns
+    metric: str
+    max_length: int | None
+    against: str | None
+
+    @classmethod
+    def of(
+        cls,
+        config: Any,
+        where: str,
+        text: Sequence[str] | None = None,
+        label: str | None = None,
+        metric: str | None = None,
+        max_length: int | None = None,
+        against: str | None = None,
+    ) -> Reading:
+        """For a model of this config.
+
+        Args:
+            where: the model's name, for messages.
+            text, label, metric, max_length, against: see `evaluate_folder`.
+
+        Raises:
+            UserError: an unknown metric, or text columns that the kind of task has not.
+        """
+        kind = kind_of(config, where)
+        chosen = metric or kind.metrics[0]
+        names = _class_names(config, kind)
+        _check_metric(chosen, kind, len(names), where)
+        columns = Columns(tuple(text or kind.columns[0]), label or kind.columns[1])
+        most = max(2, len(kind.columns[0])) if kind.task == "text-classification" else None
+        if len(columns.texts) > (most or len(kind.columns[0])):
+            raise UserError(
+                f"text columns {', '.join(columns.texts)}: "
+                + ("give one, or the two of a pair" if most else f"give {len(kind.columns[0])}")
+            )
+        return cls(kind, names, columns, chosen, max_length, against)
+
+    @property
+    def metrics(self) -> list[str]:
+        """All that are defined for the model's classes."""
+        return [m for m in self.kind.metrics if _fits(m, self.kind, self.names)]
+
+    def rows(self, data: Path) -> list[Any]:
+        """Every row of a file.
+
+        Raises:
+            UserError: it cannot be read, or a label is none of the model's.
+        """
+        return read_file(data, self.columns, _known_only(self.kind.parse, self.names))
+
+    def encode(self, rows: list[Any], tokenizer: Any) -> Dataset:
+        """Rows as a model's tokenizer reads them.
+
+        Raises:
+            UserError: they are of embeddings, and `against` is not given.
+        """
+        split = self.kind.split(rows, self.names)
+        most = self.max_length or min(_MOST, tokenizer.model_max_length)
+        encoded = self.kind.encode(split, tokenizer, most)
+        if self.kind.task == "feature-extraction":
+            return _with_teacher(encoded, self.kind, split, most, self.against)
+        return encoded
 
 
 def kind_of(config: Any, where: str) -> Kind:

@@ -24,9 +24,8 @@ from hwnas.search.spec import Algorithm
 from hwnas.selection import Proposer
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
-from hwnas.summary import Candidate
+from hwnas.summary import FRONT, Candidate
 
-FRONT = "front"  # stands for the budget in `candidates.jsonl` where all budgets share a search
 _BELOW = 0.8  # of the smallest budget, where the front begins
 _NEAR = 0.75  # of a missed budget, likewise
 _AGAIN = 0.25  # of the evaluations, that a correction takes

@@ -29,6 +29,7 @@ from hwnas.processes import leader_first
 from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
+from hwnas.search.rivals import require_algorithm
 from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork, macs
@@ -153,6 +154,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
     target = Target.parse(recipe.target)
     target.check_exportable()
     require(target)
+    require_algorithm(recipe.search.algorithm)
     try:
         task = load_task(recipe.task_at_target)
     except UserError as error:

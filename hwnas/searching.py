@@ -30,6 +30,7 @@ from hwnas.pipeline import spent
 from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe, override
 from hwnas.rundir import RunDirectory
+from hwnas.search.rivals import require_algorithm
 from hwnas.search.workers import Cluster, Evaluate, Processes, Workers
 from hwnas.selection import Selection, TimedStructure
 from hwnas.space import SearchSpace
@@ -90,6 +91,7 @@ def search_trained(
     """
     hands = hands or Hands()
     recipe, table = _recipe(run, wanted)
+    require_algorithm(recipe.search.algorithm)
     trained = TrainedRun.open(run, recipe)
     table.check_model(trained.inputs.shape)
     for width in trained.space.hidden:

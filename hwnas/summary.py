@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+FRONT = "front"  # stands for the budget of a candidate where all budgets shared a search
+
 
 class Record(BaseModel):
     """Base of the records: fixed once made, no fields but the known."""
@@ -14,9 +16,9 @@ class Record(BaseModel):
 class Candidate(Record):
     """One evaluated subnetwork, a line of `candidates.jsonl`."""
 
-    budget: str  # as the user wrote it: "50%"
+    budget: str  # as the user wrote it: "50%"; or `FRONT`
     round: int  # 1, then one more for each correction of the table after a miss
-    kind: str  # exact, uniform, layers, hybrid, evolved
+    kind: str  # exact, uniform, layers, hybrid, evolved; of the front, the search's algorithm
     genome: list[list[int]]  # [heads, ffn] for each block, [0, 0] = left out
     signal: float  # of quality on the search's validation data, lower is better
     predicted_ms: float

@@ -97,7 +97,7 @@ def test_recipes_that_the_model_or_the_data_contradicts(
         (["run", "--target", "toaster:cpu"], ["toaster", "openvino, onnxruntime, torch"]),
         (["run", "--target", "openvino:cpu:seq=none"], ["seq='none'"]),
         (["run", "--target", "openvino:cpu:seq=4096"], ["4096", "512"]),
-        (["run", "--target", "openvino:cpu:precision=bf16"], ["not yet exported"]),
+        (["run", "--target", "torch:cpu:precision=bf16"], ["not yet exported"]),
         (["run", "--baseline", "magic"], ["strategy", "search"]),
         (
             ["export", "m", "--out", "o", "--target", "openvino:cpu:precision=int8-static"],

@@ -128,7 +128,8 @@ class Target:
 
     def check_exportable(self) -> None:
         """Raise `UserError` if models can be profiled for this target, but not yet exported."""
-        if self.precision == "bf16" or self.phase != "encode":
+        in_bf16 = self.precision == "bf16" and self.runtime != "openvino"
+        if in_bf16 or self.phase != "encode":
             what = self.precision if self.phase == "encode" else f"phase={self.phase}"
             raise UserError(
                 f"target {self}: {what} can be profiled, not yet exported; leave it out"

@@ -16,6 +16,7 @@ from hwnas.report import plots, text
 from hwnas.report.pages import environment
 from hwnas.report.records import RunRecords, read_run
 from hwnas.report.rivals import compare, findings, read_rivals
+from hwnas.summary import FRONT
 
 if TYPE_CHECKING:
     from hwnas.summary import Summary
@@ -72,6 +73,7 @@ def render_page(records: RunRecords, rivals: Sequence[Summary] = ()) -> str:
         candidates=records.candidates,
         space=text.space_size(records.space, records.table),
         rounds=max((c.round for c in records.candidates), default=1),
+        selections=records.selections,
         pictures=_pictures(records, rivals),
     )
 
@@ -81,7 +83,7 @@ def _pictures(records: RunRecords, rivals: Sequence[Summary]) -> dict[str, Any]:
     from markupsafe import Markup
 
     summary = records.summary
-    names = ("pareto", "layers", "validation", "finalists", "importance")
+    names = ("pareto", "convergence", "layers", "validation", "finalists", "importance")
     drawn: dict[str, str | None] = dict.fromkeys(names)
     if records.importance:
         drawn["importance"] = plots.importance(records.importance)
@@ -90,6 +92,9 @@ def _pictures(records: RunRecords, rivals: Sequence[Summary]) -> dict[str, Any]:
         drawn["pareto"] = plots.pareto(
             records.candidates, summary.chosen, summary.baseline.latency_ms, records.signal
         )
+    shared = [c for c in records.candidates if c.budget == FRONT]
+    if len(shared) > 1:
+        drawn["convergence"] = plots.convergence(shared)
     if summary.chosen:
         drawn["layers"] = plots.layers(summary.chosen, records.full)
     if records.table and records.table.validation:

@@ -19,7 +19,7 @@ import numpy as np
 from hwnas.report.text import metric_name
 from hwnas.search.spec import Signal
 from hwnas.subnetwork import Subnetwork
-from hwnas.summary import Candidate, Chosen, Finalist, Summary
+from hwnas.summary import FRONT, Candidate, Chosen, Finalist, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,6 +126,31 @@ def pareto(
         axes.set_xlabel("predicted latency (ms)")
         axes.set_ylabel(_SIGNALS[signal])
         _legend_below(figure, axes)
+    return svg()
+
+
+def convergence(candidates: Sequence[Candidate]) -> str:
+    """How much the front dominates after so many evaluations, of a search that budgets share.
+
+    The box reaches from the fastest to the slowest candidate, and from the best signal to the worst
+    of the first tenth, so that one bad candidate does not flatten the picture.
+    """
+    from pymoo.indicators.hv import HV
+
+    points = np.array([[c.predicted_ms, c.signal] for c in candidates])
+    first = points[: max(2, len(points) // 10)]
+    low, high = points.min(axis=0), np.array([points[:, 0].max(), first[:, 1].max()])
+    scaled = (points - low) / np.maximum(high - low, 1e-12)
+    inside = np.minimum(scaled, 1.0)
+    share = [float(HV(ref_point=np.ones(2))(inside[:n])) for n in range(1, len(points) + 1)]
+    with drawing("convergence", height=3.4) as (figure, svg):
+        axes = figure.add_subplot()
+        axes.step(range(1, len(share) + 1), share, where="post", color=HEADS, linewidth=1.8)
+        axes.set_xlim(left=1)
+        axes.set_ylim(0, 1)
+        axes.set_title("Convergence: the front's hypervolume")
+        axes.set_xlabel("evaluations")
+        axes.set_ylabel("share of the box")
     return svg()
 
 
@@ -329,7 +354,8 @@ def _paths(records: Sequence[Finalist]) -> list[list[Finalist]]:
 
 def _candidate_of(chosen: Chosen, candidates: Sequence[Candidate]) -> Candidate | None:
     """The last evaluation of the chosen subnetwork, if the search looked at it."""
-    same = [c for c in candidates if c.genome == chosen.genome and c.budget == chosen.budget]
+    budgets = (chosen.budget, FRONT)
+    same = [c for c in candidates if c.genome == chosen.genome and c.budget in budgets]
     return max(same, key=lambda c: c.round, default=None)
 
 

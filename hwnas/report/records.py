@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +12,7 @@ from hwnas.errors import UserError
 from hwnas.files import read_model, validate
 from hwnas.recipe import load_recipe
 from hwnas.search.spec import Signal
+from hwnas.selection import Selection
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Finalist, Record, Summary
@@ -41,6 +42,7 @@ class RunRecords:
     # scores by name, as `importance.safetensors` has them: heads.0, ffn.0, ..., layers, residual
     importance: Mapping[str, Floats] | None = None
     signal: Signal = "divergence"  # by which the search compared candidates
+    selections: Mapping[str, Selection] = field(default_factory=dict)  # by budget, what was timed
 
 
 def read_summary(run: Path) -> Summary:
@@ -80,7 +82,13 @@ def read_run(run: Path) -> RunRecords:
         space=space,
         importance=_read_importance(run / "importance.safetensors"),
         signal=_read_signal(run / "recipe.yaml"),
+        selections=_read_selections(run, summary),
     )
+
+
+def _read_selections(run: Path, summary: Summary) -> dict[str, Selection]:
+    files = {c.budget: run / "selection" / f"{Path(c.path).name}.json" for c in summary.chosen}
+    return {b: read_model(file, Selection) for b, file in files.items() if file.is_file()}
 
 
 def _read_signal(file: Path) -> Signal:

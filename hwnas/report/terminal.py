@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import RenderableType
+    from rich.table import Table
     from rich.text import Text
 
     from hwnas.export import Verification
+    from hwnas.export.verify import Recheck
     from hwnas.summary import Chosen, Summary
 
 
@@ -91,10 +93,54 @@ def render_export(record: Verification, out: Path) -> RenderableType:
     table.add_column("size", justify="right", overflow="fold")
     table.add_column("largest difference of a logit from torch", justify="right", overflow="fold")
     for name, size in record.size_mb.items():
-        table.add_row(Text(name), f"{size:.1f} MB", f"{record.parity[name]:.1e}")
+        apart = f"{record.parity[name]:.1e}" if name in record.parity else "quantized"
+        table.add_row(Text(name), f"{size:.1f} MB", apart)
     finding = (
         f"{text.milliseconds(record.ms)} (p10 {text.milliseconds(record.p10_ms)}, "
         f"p90 {text.milliseconds(record.p90_ms)}, {record.samples} pairs): "
         f"{record.ratio:.2f} of the time of {record.reference}"
     )
-    return Group(table, Text(finding, style="bold"))
+    shown = [_tried(record)] if record.tried else []
+    return Group(table, *shown, Text(finding, style="bold"))
+
+
+def _tried(record: Verification) -> Table:
+    """Ways to serve the model, the fastest first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"tried, {text.metric_name(record.metric or '')}"))
+    for name in ("runtime", "precision"):
+        table.add_column(name, overflow="fold")
+    for name in ("ratio", "time", "size", "score", "lost"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("", overflow="fold")
+    for t in record.tried:
+        table.add_row(
+            Text(t.runtime),
+            Text(t.precision),
+            "" if t.ratio is None else f"{t.ratio:.2f}",
+            "" if t.ms is None else text.milliseconds(t.ms),
+            "" if t.size_mb is None else f"{t.size_mb:.1f} MB",
+            "" if t.metric is None else text.metric_value(record.metric or "", t.metric),
+            "" if t.drop is None else f"{t.drop:.2f}",
+            Text("chosen", style="green") if t.chosen else Text(t.note),
+        )
+    return table
+
+
+def render_recheck(found: Recheck, out: Path) -> RenderableType:
+    """A second look at an export: what it promises and what was found."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [Text(f"{out}, {found.target}")]
+    for name, difference in found.parity.items():
+        lines.append(Text(f"{name}: largest difference of a logit from torch {difference:.1e}"))
+    if found.ratio is not None:
+        lines.append(Text(f"time: {found.ratio:.3f}, on record {found.promised_ratio:.3f}"))
+    if found.drop is not None:
+        lines.append(Text(f"lost: {found.drop:.2f} points"))
+    verdict = "; ".join(found.broken) or "all that was promised holds"
+    style = "bold red" if found.broken else "bold"
+    return Group(*lines, Text(verdict, style=style))

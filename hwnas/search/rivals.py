@@ -6,6 +6,7 @@ genes are option indices: for each block its heads, 0 for leaving it out, and it
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hwnas.errors import UserError
 from hwnas.search.evolution import Evaluated
 from hwnas.search.front import FrontProblem, Searcher, front
 from hwnas.search.guided import Guided, starts
@@ -27,6 +29,14 @@ _POPULATION = 40  # EFTNAS's of NSGA-II (METHODS)
 _BATCH = 5
 _TOURNAMENT = 10  # of regularised evolution, a quarter of its population
 _DROP = 0.1  # of a random structure's blocks, that are left out
+
+
+def require_algorithm(name: str) -> None:
+    """Raise `UserError` unless what the algorithm needs is installed."""
+    if name in ("tpe", "nsga3") and importlib.util.find_spec("optuna") is None:
+        raise UserError(
+            f"search.algorithm: {name} is Optuna's; pip install optuna, or choose another"
+        )
 
 
 class Genes:

@@ -18,6 +18,7 @@ from finished_run import (
 )
 
 from hwnas.report import plots
+from hwnas.summary import FRONT, Candidate
 
 FULL = [(b.heads, b.ffn) for b in SPACE.largest.blocks]
 
@@ -52,6 +53,24 @@ def test_pareto_of_a_wide_range_is_logarithmic_with_plain_numbers() -> None:
     ]
     text = words(plots.pareto(candidates, [], BASELINE_MS))
     assert {"0.01", "0.1", "1"} <= set(text)
+
+
+def test_convergence_rises_to_the_fronts_share_of_the_box() -> None:
+    def candidate(ms: float, signal: float) -> Candidate:
+        return make_candidates(3)[0].model_copy(
+            update={"budget": FRONT, "predicted_ms": ms, "signal": signal}
+        )
+
+    svg = plots.convergence([candidate(*p) for p in ((1, 4), (3, 3), (2, 2), (3, 1), (3, 4))])
+    text = words(svg)
+    assert {"evaluations", "share of the box"} <= set(text)
+    # the last candidate adds nothing, so the curve ends level
+    assert plots.convergence([candidate(1, 4), candidate(3, 1)]) != svg
+
+
+def test_the_chosen_of_a_shared_search_is_marked() -> None:
+    shared = [c.model_copy(update={"budget": FRONT}) for c in make_candidates()]
+    assert "chosen" in words(plots.pareto(shared, [chosen("50%", HALF)], BASELINE_MS))
 
 
 def test_importance_shows_every_block() -> None:

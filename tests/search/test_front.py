@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from problems import loss_of, space_of
 
-from hwnas.errors import BudgetError
+from hwnas.errors import BudgetError, UserError
 from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.search.evolution import Evaluated
 from hwnas.search.front import FrontProblem, front, hypervolume, search_front
 from hwnas.search.guided import expected_gains, starts
-from hwnas.search.rivals import SEARCHERS
+from hwnas.search.rivals import SEARCHERS, require_algorithm
 from hwnas.search.surrogate import Surrogate
 from hwnas.subnetwork import Subnetwork, genomes
 
@@ -138,6 +138,14 @@ def test_the_surrogate_learns_what_the_additive_guess_does_not_know() -> None:
     assert np.corrcoef(mean, true)[0, 1] > np.corrcoef(additive, true)[0, 1]
     # nine of ten within 1.64 standard deviations, if these say what they mean
     assert np.mean(np.abs(mean - true) < 1.64 * deviation) > 0.6
+
+
+def test_a_rival_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_algorithm("guided")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    require_algorithm("nsga2")
+    with pytest.raises(UserError, match=r"search.algorithm: tpe is Optuna's; pip install optuna"):
+        require_algorithm("tpe")
 
 
 @pytest.mark.parametrize("name", sorted(SEARCHERS))

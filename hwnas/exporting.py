@@ -1,0 +1,124 @@
+"""`hwnas export`: any dense model as files for a device, in the precision that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwnas.errors import UserError
+from hwnas.latency.target import PRECISIONS, Target
+
+if TYPE_CHECKING:
+    from hwnas.export.verify import Judged, Recheck, Verification
+
+_AUTO = "auto"
+_SHORT = ("int8", "int4")  # whichever of them suits the runtime and what there is to calibrate on
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where labelled rows are, and how they are read; see `evaluation.evaluate_folder`."""
+
+    data: Path | None = None
+    text: Sequence[str] | None = None
+    label: str | None = None
+    metric: str | None = None
+    max_length: int | None = None
+    against: str | None = None
+
+    def judged(self, config: Any, tokenizer: Any, where: str) -> Judged | None:
+        """The rows for a model of this config; None without any.
+
+        Raises:
+            UserError: they cannot be read, are too few, or do not fit the model.
+        """
+        if self.data is None:
+            return None
+        from hwnas.evaluation import Reading
+        from hwnas.export.verify import Judged
+
+        reading = Reading.of(
+            config, where, self.text, self.label, self.metric, self.max_length, self.against
+        )
+        return Judged.by(reading, reading.rows(self.data), tokenizer)
+
+
+def export_model_as(
+    model: str,
+    out: Path,
+    target: Target,
+    precision: str | None,
+    rows: Rows,
+    max_drop: float = 1.0,
+    keep_runtime: bool = False,
+) -> Verification:
+    """Export a model for a target.
+
+    Args:
+        precision: `auto`, or what the target's runtime has, or `int8`, `int4`; None: the target's.
+        rows: to calibrate, compare and score on.
+        max_drop, keep_runtime: of `auto`, see `export.auto`.
+
+    Raises:
+        UserError: bad input, said before anything is written.
+        HwnasError: an exported file does not answer as torch does.
+    """
+    from hwnas.export.auto import SERVED, export_fastest
+    from hwnas.export.verify import export_and_check, open_model
+
+    if precision == _AUTO:
+        if rows.data is None:
+            raise UserError("--precision auto: answers are scored; give labelled rows with --data")
+        if target.phase != "encode":
+            raise UserError(f"target {target}: --precision auto is for encoders")
+        dense, tokenizer = open_model(model)
+        judged = rows.judged(dense.config, tokenizer, model)
+        assert judged is not None
+        runtimes = (target.runtime,) if keep_runtime else SERVED
+        return export_fastest(
+            dense, tokenizer, out, target, judged, max_drop=max_drop, runtimes=runtimes
+        )
+    target = _at(target, precision, calibrated=rows.data is not None)
+    judged = None
+    if rows.data is not None:
+        dense, tokenizer = open_model(model)
+        judged = rows.judged(dense.config, tokenizer, model)
+    return export_and_check(model, out, target, judged)
+
+
+def recheck(folder: Path, rows: Rows) -> Recheck:
+    """Verify an earlier export here against its record.
+
+    Raises:
+        UserError: there is none, or the rows cannot be read.
+    """
+    from hwnas.export.verify import check_again, open_model
+
+    judged = None
+    if rows.data is not None:
+        dense, tokenizer = open_model(folder / "model")
+        judged = rows.judged(dense.config, tokenizer, str(folder))
+    return check_again(folder, judged)
+
+
+def _at(target: Target, precision: str | None, *, calibrated: bool) -> Target:
+    """The target in that precision."""
+    if precision is None:
+        return target
+    has = PRECISIONS[target.runtime]
+    fitting = [name for name in has if name.split("-")[0] == precision]
+    if precision in has:
+        chosen = precision
+    elif precision in _SHORT and fitting:
+        usable = [name for name in fitting if calibrated or name != "int8-static"]
+        # without rows to calibrate on, what needs none; ONNX Runtime's dynamic kind is its quicker
+        quick = [name for name in usable if name == "int8-dynamic"]
+        chosen = (quick or usable or fitting)[0]
+    else:
+        raise UserError(
+            f"--precision {precision}: {target.runtime} has auto, {', '.join(has)}, "
+            "or int8 and int4 for short"
+        )
+    return replace(target, precision=chosen)
