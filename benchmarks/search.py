@@ -103,7 +103,7 @@ class Evaluations:
         missing = [s for s in subnetworks if str(s) not in self.signals]
         if missing:
             if self.workers is None:
-                make = JudgeOfRun(_trained(), validate(Recipe, RECIPE, where="recipe"))
+                make = JudgeOfRun(trained(), validate(Recipe, RECIPE, where="recipe"))
                 self.workers = Workers(Processes(make, os.cpu_count() or 1))
             self.signals |= dict(zip(map(str, missing), self.workers(missing), strict=True))
             self.fresh += len(missing)
@@ -118,7 +118,7 @@ class Evaluations:
             self.fresh = 0
 
 
-def _trained() -> Path:
+def trained() -> Path:
     """The run whose super-network is searched, trained if it is not there."""
     if not (RUN / "supernet").exists():
         if not DATA.is_dir():
@@ -129,7 +129,7 @@ def _trained() -> Path:
 
 
 def _record_problem(path: Path) -> None:
-    run = TrainedRun.open(_trained())
+    run = TrainedRun.open(trained())
     loss = run.scores.loss()
 
     def rounded(curves: Sequence[Any]) -> list[list[float]]:

@@ -25,6 +25,7 @@ from hwnas.export.folders import (
     served_folder,
 )
 from hwnas.export.quantize import CALIBRATION_ROWS, calibration, quantize_folder
+from hwnas.export.serving import write_serve
 from hwnas.files import write_json
 from hwnas.latency.target import DEVICES, Target
 from hwnas.progress import bar
@@ -112,7 +113,8 @@ class Verification(Record):
 
 
 def write_record(out: Path, record: Verification) -> None:
-    """Write `export.json` beside the folders that it speaks of."""
+    """Write `export.json` and `serve.py` beside the folders that they speak of."""
+    write_serve(out, Target.parse(record.target))
     write_json(out / RECORD, record)
 
 

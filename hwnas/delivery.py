@@ -115,11 +115,14 @@ def deliver(
 
 def _write(path: Path, summary: Summary) -> None:
     from hwnas.export import FORMATS, served_folder
+    from hwnas.export.serving import write_serve
     from hwnas.report.card import card
     from hwnas.report.html import write_report
 
-    served = served_folder(Target.parse(summary.target))
+    target = Target.parse(summary.target)
+    served = served_folder(target)
     for chosen in summary.chosen:
+        write_serve(path / chosen.path, target)
         for form in {*FORMATS, served}:
             write_text(path / chosen.path / form / "README.md", card(summary, chosen))
     write_json(path / "summary.json", summary)

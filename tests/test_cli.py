@@ -101,7 +101,7 @@ def test_recipes_that_the_model_or_the_data_contradicts(
         (["run", "--baseline", "magic"], ["strategy", "search"]),
         (
             ["export", "m", "--out", "o", "--target", "openvino:cpu:precision=int8-static"],
-            ["int8-static", "hwnas run"],
+            ["int8-static", "--data"],
         ),
         (["supernet", "missing.yaml", "--out", "o"], ["missing.yaml"]),
         (["supernet", "sst2"], ["--out"]),

@@ -131,6 +131,18 @@ def random_feed(target: Target, vocab: int) -> Feed:
     }
 
 
+def openvino_settings(target: Target) -> dict[str, Any]:
+    """What OpenVINO is told, here and by whoever serves what was measured here."""
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "bf16" if target.precision == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    if target.device == "cpu":
+        settings["INFERENCE_NUM_THREADS"] = target.threads
+    return settings
+
+
 def openvino_inferences(graph: Any, target: Target, vocab: int) -> list[Inference]:
     """Compile an `openvino.Model` for the target, with one stream; a request for each length.
 
@@ -138,13 +150,7 @@ def openvino_inferences(graph: Any, target: Target, vocab: int) -> list[Inferenc
         UserError: the machine lacks the device or the precision.
     """
     require(target)
-    settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if target.precision == "bf16" else "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-    }
-    if target.device == "cpu":
-        settings["INFERENCE_NUM_THREADS"] = target.threads
+    settings = openvino_settings(target)
     compiled = openvino_core().compile_model(graph, target.device.upper(), settings)
     inferences: list[Inference] = []
     for point, _ in target.points:

@@ -161,7 +161,7 @@ def test_export_and_check_from_a_folder(tiny: tuple[Any, Any], tmp_path: Path) -
 
     record = export_and_check(str(tmp_path / "source"), out, target)
 
-    assert json.loads((out / "export.json").read_text(encoding="utf-8")) == record.model_dump()
+    assert read_model(out / "export.json", Verification) == record
     assert set(record.parity) == set(FORMATS)
     assert record.reference == str(out / "model") and record.ratio > 0
     with pytest.raises(UserError, match="model: exists already"):

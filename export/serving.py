@@ -1,0 +1,69 @@
+"""`serve.py`: a small script beside the folders, with the settings that were measured.
+
+It needs the runtime and a tokenizer (transformers), and neither hwnas nor Optimum.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hwnas.export.folders import MODEL_FILES, format_for, served_folder
+from hwnas.files import write_text
+from hwnas.latency.runtimes import openvino_settings
+from hwnas.latency.target import Target
+
+SCRIPT = "serve.py"
+
+_LOAD = {
+    "openvino": """\
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(FOLDER / "{file}", "{device}", SETTINGS)
+    request = compiled.create_infer_request()
+    names = [port.get_any_name() for port in compiled.inputs]
+
+    def run(feed):
+        return request.infer(feed)[compiled.output(0)]
+""",
+    "onnxruntime": """\
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    for name, value in SETTINGS.items():
+        setattr(options, name, value)
+    session = onnxruntime.InferenceSession(
+        str(FOLDER / "{file}"), options, providers=["{device}"]
+    )
+    names = [port.name for port in session.get_inputs()]
+
+    def run(feed):
+        return session.run(None, feed)[0]
+""",
+}
+_DEVICES = {"onnxruntime": {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}}
+
+
+def settings_of(target: Target) -> dict[str, Any]:
+    """The runtime's settings that the target was measured with."""
+    if target.runtime == "openvino":
+        return openvino_settings(target)
+    return {"intra_op_num_threads": target.threads, "inter_op_num_threads": 1}
+
+
+def write_serve(out: Path, target: Target) -> None:
+    """Write `out/serve.py` for the folder that the target serves; nothing for torch's."""
+    if target.runtime not in _LOAD:
+        return
+    file = MODEL_FILES[format_for(target.runtime)]
+    device = _DEVICES.get(target.runtime, {}).get(target.device, target.device.upper())
+    template = (resources.files("hwnas.export") / "serve.py.in").read_text(encoding="utf-8")
+    script = template.format(
+        packages=f"{target.runtime} transformers",
+        folder=served_folder(target),
+        settings=repr(settings_of(target)),
+        load=_LOAD[target.runtime].format(file=file, device=device).rstrip("\n"),
+    )
+    write_text(out / SCRIPT, script)
