@@ -92,15 +92,18 @@ class Workers:
         found: dict[int, float] = {}
         while len(found) < len(subnetworks):
             busy = sum(len(a.running) for a in under_way.values())
-            while waiting and busy < self.backend.workers:
-                at = waiting.pop()
-                under_way[at] = _Attempts(time.perf_counter(), lost=lost.get(at, 0))
-                busy += self._start(under_way[at], subnetworks[at])
-            if busy < self.backend.workers:
-                self._help_the_slowest(under_way, subnetworks)
+            broken = False
+            try:
+                while waiting and busy < self.backend.workers:
+                    at = waiting.pop()
+                    under_way[at] = _Attempts(time.perf_counter(), lost=lost.get(at, 0))
+                    busy += self._start(under_way[at], subnetworks[at])
+                if busy < self.backend.workers:
+                    self._help_the_slowest(under_way, subnetworks)
+            except BrokenExecutor:  # a worker died before it was given anything more
+                broken = True
             running = [f for a in under_way.values() for f in a.running]
             done, _ = wait(running, timeout=_LOOK, return_when=FIRST_COMPLETED)
-            broken = False
             for at, attempts in list(under_way.items()):
                 for future in [f for f in attempts.running if f in done]:
                     attempts.running.remove(future)
