@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # where each folder of the repository goes in the package
 PLACES = {"hwnas": "hwnas", "export": "hwnas/export", "latency_tables": "hwnas/latency_tables"}
-SHIPPED = (".py", ".j2", ".json", ".yaml")
+SHIPPED = (".py", ".j2", ".in", ".json", ".yaml")
 HELP_CPU_SECONDS = 0.5  # the contract of `hwnas --help`
 
 
