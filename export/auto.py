@@ -107,17 +107,10 @@ def export_fastest(
         chosen, found = trial.choose(max_drop)
         for folder in trial.folders - {served_folder(chosen), *RUNTIMES}:
             shutil.rmtree(staged / folder)
-        paired = trial.paired[chosen]
-        record = Verification(
+        record = Verification.timed(
+            trial.paired[chosen],
             target=str(chosen),
             reference=served_folder(trial.reference),
-            ratio=paired.ratio,
-            ratio_spread=paired.ratio_spread,
-            ms=paired.ms,
-            p10_ms=paired.p10_ms,
-            p90_ms=paired.p90_ms,
-            reference_ms=paired.reference_ms,
-            samples=paired.samples,
             parity=parity,
             size_mb={n: folder_size_mb(staged / n) for n in {*RUNTIMES, served_folder(chosen)}},
             metric=judged.metric,

@@ -111,6 +111,12 @@ class Verification(Record):
     max_drop: float | None = None  # points of it that might be lost
     tried: tuple[Tried, ...] = ()
 
+    @classmethod
+    def timed(cls, paired: Paired, **more: Any) -> Verification:
+        """With the times of a pair, `more` being the other fields."""
+        names = ("ratio", "ratio_spread", "ms", "p10_ms", "p90_ms", "reference_ms", "samples")
+        return cls(**{name: getattr(paired, name) for name in names}, **more)
+
 
 def write_record(out: Path, record: Verification) -> None:
     """Write `export.json` and `serve.py` beside the folders that they speak of."""
@@ -154,16 +160,10 @@ def verify(
             parity[name] = check_parity(model, out / name, encoded, target.threads, tolerance)
             advance(1.0)
     paired = measure_against(served, reference, target, pairs=pairs)
-    record = Verification(
+    record = Verification.timed(
+        paired,
         target=str(target),
         reference=str(reference),
-        ratio=paired.ratio,
-        ratio_spread=paired.ratio_spread,
-        ms=paired.ms,
-        p10_ms=paired.p10_ms,
-        p90_ms=paired.p90_ms,
-        reference_ms=paired.reference_ms,
-        samples=paired.samples,
         parity=parity,
         size_mb={name: folder_size_mb(out / name) for name in {*present, served.name}},
     )
