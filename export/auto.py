@@ -95,7 +95,6 @@ def export_fastest(
         parity = {
             name: check_parity(model, staged / name, judged.compared, target.threads)
             for name in RUNTIMES
-            if name != "model"
         }
         rows = calibration(judged.calibrating, tokenizer)
         trial = _Trial(staged, judged, tried[0])
