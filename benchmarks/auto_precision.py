@@ -60,9 +60,9 @@ def model_of(name: str, folder: Path) -> tuple[Any, Any, Judged]:
             found = solve(run.space, run.scores.loss(), predictor, half, droppable=False)
             model = run.network.extract(found.subnetwork)
     save_model(model, tokenizer, folder)
-    judged = rows.judged(model.config, tokenizer, name)
-    assert judged is not None
-    return model, tokenizer, judged
+    judge = rows.judge(name)
+    assert judge is not None
+    return model, tokenizer, judge(model, tokenizer)
 
 
 def row(name: str, shape: str) -> dict[str, Any]:

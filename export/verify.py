@@ -7,6 +7,7 @@ beside the folders, last: where it stands, the export is whole and verified.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,10 @@ class Judged:
     def score(self, folder: Path, threads: int | None = None) -> float:
         """The metric of an exported folder, in per cent."""
         return score_folder(folder, self.scored, self.kind, self.metric, threads)
+
+
+# reads labelled rows for a model, with its tokenizer
+Judge = Callable[["PreTrainedModel", "PreTrainedTokenizerBase"], Judged]
 
 
 class Tried(Record):
@@ -223,7 +228,7 @@ def score_folder(
 
 
 def export_and_check(
-    model: str | Path, out: Path, target: Target, judged: Judged | None = None
+    model: str | Path, out: Path, target: Target, judge: Judge | None = None
 ) -> Verification:
     """Export a dense model in every format, and verify it; the time is set against torch's.
 
@@ -232,8 +237,8 @@ def export_and_check(
         out: gets `model/`, `onnx/`, `openvino/`, `export.json` and, for a target that is not
             fp32, the quantized folder that it serves.
         target: where and at what shape it is timed.
-        judged: rows to calibrate, compare and score on; without any, logits are compared on random
-            tokens and nothing is scored.
+        judge: reads rows to calibrate, compare and score on; without it, logits are compared on
+            random tokens and nothing is scored.
 
     Raises:
         UserError: the model cannot be used, `out` holds an export already, or the target's device
@@ -243,13 +248,14 @@ def export_and_check(
     from hwnas.latency.runtimes import check_length, require
 
     target.check_exportable()
-    if target.precision == "int8-static" and judged is None:
+    if target.precision == "int8-static" and judge is None:
         raise UserError(
             f"target {target}: int8-static is calibrated on texts of a task; "
             "give some with --data, or choose another precision"
         )
     require(target)
     dense, tokenizer = open_model(model)
+    judged = judge(dense, tokenizer) if judge else None
     check_length(dense.config, target)
     for name in dict.fromkeys((*FORMATS, served_folder(target))):
         if (out / name).exists():
@@ -313,12 +319,12 @@ class Recheck(Record):
     broken: list[str]  # promises that do not hold, a line each
 
 
-def check_again(out: Path, judged: Judged | None = None) -> Recheck:
+def check_again(out: Path, judge: Judge | None = None) -> Recheck:
     """Verify an export against the record that it came with, here and now.
 
     Args:
         out: what `hwnas export` wrote, perhaps on another machine.
-        judged: rows to compare and score on; without any, logits are compared on random tokens.
+        judge: reads rows to compare and score on; without it, logits are compared on random tokens.
 
     Raises:
         UserError: no export with its record is there, or this machine lacks the target's device.
@@ -336,6 +342,7 @@ def check_again(out: Path, judged: Judged | None = None) -> Recheck:
     for folder in (out / "model", served):
         find_format(folder)
     dense, tokenizer = open_model(out / "model")
+    judged = judge(dense, tokenizer) if judge else None
     encoded = random_rows(dense, tokenizer) if judged is None else judged.compared
     exact = [name for name in FORMATS if name != "model" and (out / name).is_dir()]
     found = {name: parity(dense, out / name, encoded, target.threads) for name in exact}

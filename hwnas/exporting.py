@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hwnas.errors import UserError
 from hwnas.latency.target import PRECISIONS, Target
 
 if TYPE_CHECKING:
-    from hwnas.export.verify import Judged, Recheck, Verification
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hwnas.export.verify import Judge, Judged, Recheck, Verification
 
 _AUTO = "auto"
 _SHORT = ("int8", "int4")  # whichever of them suits the runtime and what there is to calibrate on
@@ -28,21 +30,30 @@ class Rows:
     max_length: int | None = None
     against: str | None = None
 
-    def judged(self, config: Any, tokenizer: Any, where: str) -> Judged | None:
-        """The rows for a model of this config; None without any.
+    def judge(self, where: str) -> Judge | None:
+        """Reads the rows for a model of that name; None without any.
 
-        Raises:
-            UserError: they cannot be read, are too few, or do not fit the model.
+        It raises `UserError` where they cannot be read, are too few, or do not fit the model.
         """
-        if self.data is None:
+        data = self.data
+        if data is None:
             return None
         from hwnas.evaluation import Reading
         from hwnas.export.verify import Judged
 
-        reading = Reading.of(
-            config, where, self.text, self.label, self.metric, self.max_length, self.against
-        )
-        return Judged.by(reading, reading.rows(self.data), tokenizer)
+        def read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Judged:
+            reading = Reading.of(
+                model.config,
+                where,
+                self.text,
+                self.label,
+                self.metric,
+                self.max_length,
+                self.against,
+            )
+            return Judged.by(reading, reading.rows(data), tokenizer)
+
+        return read
 
 
 def export_model_as(
@@ -68,24 +79,20 @@ def export_model_as(
     from hwnas.export.auto import SERVED, export_fastest
     from hwnas.export.verify import export_and_check, open_model
 
+    judge = rows.judge(model)
     if precision == _AUTO:
-        if rows.data is None:
+        if judge is None:
             raise UserError("--precision auto: answers are scored; give labelled rows with --data")
         if target.phase != "encode":
             raise UserError(f"target {target}: --precision auto is for encoders")
         dense, tokenizer = open_model(model)
-        judged = rows.judged(dense.config, tokenizer, model)
-        assert judged is not None
+        judged = judge(dense, tokenizer)
         runtimes = (target.runtime,) if keep_runtime else SERVED
         return export_fastest(
             dense, tokenizer, out, target, judged, max_drop=max_drop, runtimes=runtimes
         )
-    target = _at(target, precision, calibrated=rows.data is not None)
-    judged = None
-    if rows.data is not None:
-        dense, tokenizer = open_model(model)
-        judged = rows.judged(dense.config, tokenizer, model)
-    return export_and_check(model, out, target, judged)
+    target = _at(target, precision, calibrated=judge is not None)
+    return export_and_check(model, out, target, judge)
 
 
 def recheck(folder: Path, rows: Rows) -> Recheck:
@@ -94,13 +101,9 @@ def recheck(folder: Path, rows: Rows) -> Recheck:
     Raises:
         UserError: there is none, or the rows cannot be read.
     """
-    from hwnas.export.verify import check_again, open_model
+    from hwnas.export.verify import check_again
 
-    judged = None
-    if rows.data is not None:
-        dense, tokenizer = open_model(folder / "model")
-        judged = rows.judged(dense.config, tokenizer, str(folder))
-    return check_again(folder, judged)
+    return check_again(folder, rows.judge(str(folder)))
 
 
 def _at(target: Target, precision: str | None, *, calibrated: bool) -> Target:

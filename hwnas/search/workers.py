@@ -97,7 +97,8 @@ class Workers:
                 while waiting and busy < self.backend.workers:
                     at = waiting.pop()
                     under_way[at] = _Attempts(time.perf_counter(), lost=lost.get(at, 0))
-                    busy += self._start(under_way[at], subnetworks[at])
+                    self._start(under_way[at], subnetworks[at])
+                    busy += 1
                 if busy < self.backend.workers:
                     self._help_the_slowest(under_way, subnetworks)
             except BrokenExecutor:  # a worker died before it was given anything more
@@ -131,9 +132,8 @@ class Workers:
                 self.backend.recover()
         return [found[at] for at in range(len(subnetworks))]
 
-    def _start(self, attempts: _Attempts, subnetwork: Subnetwork) -> int:
+    def _start(self, attempts: _Attempts, subnetwork: Subnetwork) -> None:
         attempts.running.append(self.backend.submit(subnetwork))
-        return 1
 
     def _help_the_slowest(
         self, under_way: dict[int, _Attempts], subnetworks: Sequence[Subnetwork]
