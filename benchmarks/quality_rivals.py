@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from hwnas import stages
+from hwnas.clock import StructureClock
 from hwnas.errors import BudgetError
 from hwnas.files import write_json
 from hwnas.importance.scores import Importance
@@ -205,22 +206,23 @@ class Kind(NamedTuple):
     importance: Callable[[Sequence[Subnetwork]], Importance]
 
 
-def choose(inputs: Inputs, kind: Kind) -> None:
+def choose(inputs: Inputs, kind: Kind, time: Callable[[Subnetwork], float] | None = None) -> None:
     """Write `selection/` and `importance.safetensors` for every budget of a rival's run.
 
     Structures are timed, and chosen again where they miss, as the searched ones are.
+
+    Args:
+        time: ms of a structure; by default it is measured on the target.
     """
-    from hwnas.latency.graphs import builder
-    from hwnas.latency.measure import settled
-    from hwnas.latency.session import Stopwatch
-
-    recipe, target = inputs.recipe, inputs.target
+    recipe = inputs.recipe
     table = LatencyTable.load(inputs.path / "table.json")
-    stopwatch = Stopwatch(builder(inputs.config, target), target, Subnetwork.full(inputs.shape))
-
-    def milliseconds(subnetwork: Subnetwork) -> float:
-        paired = settled(lambda: stopwatch.once(subnetwork, recipe.measure.pairs))
-        return paired.ratio * table.reference_ms
+    clock = StructureClock(
+        config=inputs.config,
+        target=inputs.target,
+        reference_ms=table.reference_ms,
+        pairs=recipe.measure.pairs,
+        directory=inputs.directory,
+    )
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
         found = kind.propose(predictor, budget_ms)
@@ -235,7 +237,7 @@ def choose(inputs: Inputs, kind: Kind) -> None:
             margin=recipe.measure.margin,
             tolerance=recipe.measure.tolerance,
         )
-        selection = select(propose, milliseconds, table.predictor(), allowance, ROUNDS)
+        selection = select(propose, time or clock.time, table.predictor(), allowance, ROUNDS)
         write_json(inputs.path / "selection" / f"{budget.folder}.json", selection)
         selected.append(selection.structures[0].subnetwork)
     kind.importance(selected).save(inputs.path / "importance.safetensors")

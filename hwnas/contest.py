@@ -8,7 +8,7 @@ rule, trained directly for the same total compute.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +58,7 @@ class Contest:
     judge: Judge
     start: SuperNetwork  # the students' start, reordered
     network: SuperNetwork | None  # the trained super-network; None where a rival shrinks directly
+    time: Callable[[Subnetwork], float] | None = None  # ms of a structure; None: by the clock
     evaluate_all: EvaluateAll | None = None  # by workers; None: here, one after the other
     first: Sequence[Subnetwork] = ()  # structures that a search of the front looks at first
     stoppable: bool = False  # whether Ctrl-C ends such a search, and not the run
@@ -140,7 +141,9 @@ def choose_structures(contest: Contest, budget: str) -> Selection:
         allowance = contest.allowance(budget)
         propose = _proposer(contest, budget)
         predictor = contest.table.predictor(measure.confidence)
-        selection = select(propose, contest.clock.time, predictor, allowance, measure.rounds)
+        selection = select(
+            propose, contest.time or contest.clock.time, predictor, allowance, measure.rounds
+        )
         write_json(path, selection)
     return read_model(path, Selection)
 

@@ -162,6 +162,13 @@ def load(path: str | Path) -> PreTrainedModel:
     return model
 
 
+def on_gpu(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on the GPU that training would use, where there is one; else as it is."""
+    import torch
+
+    return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a model's folder, which cuts at the latest where the model's positions end.
 

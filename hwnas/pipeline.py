@@ -10,6 +10,7 @@ same total compute.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +79,11 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
         BudgetError: a budget cannot be met.
     """
     given = given or Given()
-    contest = _until_network(recipe, out, resume=resume, given=given)
-    inputs = contest.inputs
+    with leader_first():
+        inputs = prepare(recipe, out, resume=resume, given=given)
+    contest = until_network(inputs, given)
     compute = _rival_compute(inputs, given) if recipe.strategy != "search" else {}
-    winners = _winners(contest, compute)
+    winners = find_winners(contest, compute)
     inputs.directory.rewrite(
         "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
     )
@@ -103,14 +105,14 @@ def train_supernet(
         raise UserError(
             f"strategy: {recipe.strategy} trains no super-network; choose search, or hwnas run"
         )
-    return _until_network(recipe, out, resume=resume, given=given or Given())
-
-
-def _until_network(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Contest:
-    """Table, baseline, importance, search space and, for a search, the super-network."""
     with leader_first():
-        inputs = prepare(recipe, out, resume=resume, given=given)
-    directory = inputs.directory
+        inputs = prepare(recipe, out, resume=resume, given=given or Given())
+    return until_network(inputs, given or Given())
+
+
+def until_network(inputs: Inputs, given: Given) -> Contest:
+    """Table, baseline, importance, search space and, for a search, the super-network."""
+    recipe, directory = inputs.recipe, inputs.directory
     with directory.stage("table"), leader_first():
         table = stages.latency_table(inputs, given.table)
         whole = SearchSpace.whole(inputs.shape)
@@ -195,7 +197,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
             raise UserError(f"unlabelled: {error}") from None
     directory = RunDirectory.open(out, recipe, resume)
     if given.reuse is not None:
-        _take(given.reuse, out)
+        take(given.reuse, out)
     inputs = Inputs(recipe, directory, recipe.compute, task, tokenizer, model.config)
     if recipe.compute.minutes is not None:
         inputs.plan = stages.fitted_to_minutes(inputs, recipe.compute.minutes)
@@ -215,7 +217,7 @@ def _check_reuse(recipe: Recipe, other: Path) -> None:
             raise UserError(f"{other}: has no {name} yet; finish that run first")
 
 
-def _take(other: Path, out: Path) -> None:
+def take(other: Path, out: Path) -> None:
     """Copy the baseline and the table of another run."""
     if not (out / "baseline").exists():
         with replacing(out / "baseline") as partial:
@@ -229,7 +231,7 @@ def _take(other: Path, out: Path) -> None:
             shutil.copy(other / "table.json", partial)
 
 
-def _winners(contest: Contest, compute: dict[str, float]) -> dict[str, Winner]:
+def find_winners(contest: Contest, compute: Mapping[str, float]) -> dict[str, Winner]:
     """The winner of every budget, in the recipe's order; the largest is contested first.
 
     Args:
@@ -266,7 +268,13 @@ def _rival_compute(inputs: Inputs, given: Given) -> dict[str, float]:
     else:
         space = read_model(inputs.path / "space.json", SearchSpace)
         of_budgets = inputs.plan.for_budgets(stages.budget_shares(inputs))
-        total, of = _network_cost(inputs, space) + of_budgets, budgets
+        total, of = network_cost(inputs, space) + of_budgets, budgets
+    return parts_of(inputs, total, of)
+
+
+def parts_of(inputs: Inputs, total: float, of: Sequence[str]) -> dict[str, float]:
+    """What each budget of a run has of the full-model steps that were spent on the budgets `of`."""
+    budgets = inputs.recipe.budgets
 
     def weight(budget: str) -> float:
         # budgets take about equal steps, as they do in a searched run
@@ -277,7 +285,7 @@ def _rival_compute(inputs: Inputs, given: Given) -> dict[str, float]:
     }
 
 
-def _network_cost(inputs: Inputs, space: SearchSpace) -> float:
+def network_cost(inputs: Inputs, space: SearchSpace) -> float:
     """Full-model steps of the super-network's training, on unlabelled text too."""
     plan, shape = inputs.plan, inputs.shape
     sandwich = stages.sandwich(inputs, space)
@@ -298,7 +306,7 @@ def spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
     plan = inputs.plan
     forward = plan.evaluation_rows / plan.batch * FORWARD
     evaluated = {str(line["genome"]): line for line in inputs.directory.lines("candidates.jsonl")}
-    supernet = _network_cost(inputs, contest.space) if contest.network is not None else 0.0
+    supernet = network_cost(inputs, contest.space) if contest.network is not None else 0.0
     return Compute(
         baseline=stages.baseline(inputs).steps,
         supernet=round(supernet, 1),

@@ -26,7 +26,7 @@ from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
-from hwnas.models import load, load_model
+from hwnas.models import load, load_model, on_gpu
 from hwnas.processes import alone
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
@@ -168,7 +168,7 @@ class Inputs:
         encoded = kind.encode(split, tokenizer or self.tokenizer, most)
         if isinstance(kind, Embedding):
             original, _ = load_for(self.recipe.model, self.task, seed=self.recipe.seed)
-            encoded = with_teacher(encoded, predict(original, self._encode(split)))
+            encoded = with_teacher(encoded, predict(on_gpu(original), self._encode(split)))
         return encoded
 
 
@@ -252,7 +252,7 @@ def importance(inputs: Inputs) -> Importance:
             dict(collate([part[i] for i in range(at, min(at + _IMPORTANCE_BATCH, len(part)))]))
             for at in range(0, len(part), _IMPORTANCE_BATCH)
         ]
-        start = load(inputs.path / "baseline" / "start")
+        start = on_gpu(load(inputs.path / "baseline" / "start"))
         movement = None
         if spec.kind == "movement":
             from safetensors.torch import load_file
@@ -331,7 +331,7 @@ def teacher_answers(inputs: Inputs, teacher: PreTrainedModel) -> np.ndarray:
 
 def load_teacher(inputs: Inputs, scores: Importance) -> PreTrainedModel:
     """The baseline, its residual dimensions in the students' order where that matters."""
-    teacher = load(inputs.path / "baseline" / "model")
+    teacher = on_gpu(load(inputs.path / "baseline" / "model"))
     if inputs.recipe.space.hidden:
         reorder_residual(teacher, scores.residual)
     return teacher
@@ -339,7 +339,7 @@ def load_teacher(inputs: Inputs, scores: Importance) -> PreTrainedModel:
 
 def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
     """The students' starting weights, reordered, elastic."""
-    model = load(inputs.path / "baseline" / "start")
+    model = on_gpu(load(inputs.path / "baseline" / "start"))
     reorder(model, scores)
     if inputs.recipe.space.hidden:
         reorder_residual(model, scores.residual)
@@ -443,7 +443,7 @@ def _trained(
                 network.model.save_pretrained(partial)
 
         alone(keep)
-    return SuperNetwork(load(out))
+    return SuperNetwork(on_gpu(load(out)))
 
 
 def rough_share(budget: str) -> float:

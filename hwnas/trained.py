@@ -11,7 +11,7 @@ from hwnas.files import read_model
 from hwnas.importance.scores import Importance
 from hwnas.judge import Judge
 from hwnas.latency.table import LatencyTable
-from hwnas.models import load, load_tokenizer
+from hwnas.models import load, load_tokenizer, on_gpu
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
 from hwnas.space import SearchSpace
@@ -64,7 +64,7 @@ class TrainedRun:
             task = load_task(recipe.task_at_target)
         except UserError as error:
             raise UserError(f"{path / 'recipe.yaml'}: task: {error}") from None
-        model = load(path / "supernet")
+        model = on_gpu(load(path / "supernet"))
         inputs = Inputs(
             recipe=recipe,
             directory=RunDirectory(path, read_only=True),

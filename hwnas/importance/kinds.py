@@ -269,7 +269,8 @@ class Movement(TrainerCallback):
         if state.global_step and at.exists():
             from safetensors.torch import load_file
 
-            self.sums = load_file(at)
+            kept = load_file(at)
+            self.sums = {n: kept[n].to(p.device) for n, p in self._parts.parameters.items()}
         else:
             self.sums = {n: torch.zeros_like(p) for n, p in self._parts.parameters.items()}
 

@@ -1,0 +1,296 @@
+"""Rows of `quality_encoders.py` trained on a GPU, where it is hours less; timed here all the same.
+
+Same recipes, same stages, same compute. What a GPU changes: structures are chosen by the latency
+table of the machine that they are for, measured there before, and timed there afterwards; they are
+not searched again where they miss. The metric is the dense model's, in torch. A rival's compute is
+what our run is planned to spend after the baseline, so that they need not wait for one another.
+
+    results=benchmarks/results/quality_encoders.json
+    python benchmarks/quality_on_gpu.py tables                           # here, for each task
+    python benchmarks/quality_on_gpu.py train OUT.jsonl cola:0 sst2:1    # where the GPU is
+    python benchmarks/quality_on_gpu.py time OUT.jsonl --json $results   # here again
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from quality_encoders import (
+    BUDGETS,
+    PROBLEMS,
+    PROTOCOL,
+    REPEATED,
+    RUNS,
+    budgets_for,
+    headline,
+    recipe_of,
+)
+from quality_rivals import choose, fresh, one_shot
+from record import ROOT, Results
+
+from hwnas import stages
+from hwnas.clock import StructureClock
+from hwnas.files import write_json
+from hwnas.latency.table import LatencyTable
+from hwnas.latency.target import Budget, Target
+from hwnas.models import load, on_gpu
+from hwnas.pipeline import Given, find_winners, network_cost, parts_of, spent, take, until_network
+from hwnas.recipe import Recipe
+from hwnas.rundir import RunDirectory
+from hwnas.stages import Inputs
+from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.loading import load_task
+from hwnas.tasks.predict import predict
+from hwnas.training.baseline import read_history
+
+TABLES = RUNS / "tables"
+ON_GPU = RUNS / "gpu"
+TRAINED = ("ours", "uniform", "layers", "one-shot", "fresh")
+WORKERS = 14
+
+
+@dataclass(frozen=True)
+class Job:
+    """One way to shrink, one task, one seed, and some of the budgets."""
+
+    name: str
+    seed: int
+    way: str  # or "baseline", which the others go on from
+    budgets: tuple[str, ...]
+    minutes: float | None = None  # of training, for a trial
+
+    @property
+    def ours(self) -> Path:
+        return ON_GPU / f"{self.name}-{self.seed}-ours"
+
+    @property
+    def path(self) -> Path:
+        """Where its run is kept."""
+        if self.way in ("baseline", "ours"):
+            return self.ours
+        budgets = "-".join(Budget.parse(budget).folder for budget in self.budgets)
+        return ON_GPU / f"{self.name}-{self.seed}-{self.way}-{budgets}"
+
+    @cached_property
+    def table(self) -> LatencyTable:
+        return LatencyTable.load(TABLES / f"{self.name}.json")
+
+    @property
+    def recipe(self) -> Recipe:
+        recipe = recipe_of(PROBLEMS[self.name], self.seed, quick=False)
+        update: dict[str, Any] = {"budgets": self.budgets}
+        if self.way not in ("baseline", "ours"):
+            update["strategy"] = "layers" if self.way == "layers" else "uniform"
+        if self.minutes is not None:
+            update["compute"] = recipe.compute.scaled(self.minutes / 30)
+        return recipe.model_copy(update=update)
+
+    def inputs(self) -> Inputs:
+        """As `hwnas.pipeline.prepare`, without asking for the target's runtime."""
+        recipe = self.recipe
+        task = load_task(recipe.task_at_target)
+        model, tokenizer = stages.load_for(recipe.model, task, seed=recipe.seed)
+        directory = RunDirectory.open(self.path, recipe, resume=True)
+        self.table.save(directory.path / "table.json")
+        return Inputs(recipe, directory, recipe.compute, task, tokenizer, model.config)
+
+    def predicted(self, subnetwork: Subnetwork) -> float:
+        """Milliseconds by the table, where nothing can be timed."""
+        return float(self.table.predictor().predict(subnetwork))
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Train what the job says; its row, without any latency that was measured."""
+    import torch
+
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    found = _baseline(job) if job.way == "baseline" else _budgets(job)
+    key = {"task": job.name, "seed": job.seed, "way": job.way}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    trained_on = f"{device}, torch {torch.__version__}"
+    seconds = round(time.perf_counter() - begin, 1)
+    return key | found | {"seconds": seconds, "trained_on": trained_on}
+
+
+def _baseline(job: Job) -> dict[str, Any]:
+    """The baseline, and what our run is planned to spend after it."""
+    inputs = job.inputs()
+    history = stages.baseline(inputs)
+    space = stages.search_space(inputs, job.table, stages.importance(inputs))
+    planned = network_cost(inputs, space)
+    planned += inputs.plan.for_budgets(stages.budget_shares(inputs))
+    metric = _score(inputs, inputs.path / "baseline" / "model")
+    write_json(job.ours / "planned.json", {"steps": planned, "metric": metric})
+    inputs.directory.close()
+    return {"metric": metric, "steps": history.steps, "planned": planned}
+
+
+def _score(inputs: Inputs, weights: Path) -> float:
+    answers = predict(on_gpu(load(weights)), inputs.test)
+    return inputs.task.kind.score(inputs.task.metric, answers, inputs.test)
+
+
+def _budgets(job: Job) -> dict[str, Any]:
+    planned = json.loads((job.ours / "planned.json").read_text())
+    inputs = job.inputs()
+    given = Given()
+    compute: dict[str, float] = {}
+    if job.way != "ours":
+        take(job.ours, job.path)
+        given = Given(reuse=job.ours)
+        compute = parts_of(inputs, planned["steps"], BUDGETS)
+    if job.way in ("one-shot", "fresh"):
+        choose(inputs, (one_shot if job.way == "one-shot" else fresh)(inputs), job.predicted)
+    contest = until_network(inputs, given)
+    contest.time = job.predicted
+    winners = find_winners(contest, compute)
+    history = read_history(inputs.path / "baseline")
+    budgets = {}
+    for budget, winner in winners.items():
+        metric = _score(inputs, winner.weights)
+        budgets[budget] = {
+            "metric": metric,
+            "kept": metric / planned["metric"] if planned["metric"] else float("nan"),
+            "kind": winner.structure.kind,
+            "genome": winner.structure.genome,
+            "steps": winner.steps,
+        }
+    inputs.directory.close()
+    return {
+        "baseline": planned["metric"],
+        "baseline_steps": history.steps,
+        "converged": history.converged,
+        "budgets": budgets,
+        "compute": spent(contest, winners).model_dump(),
+    }
+
+
+def jobs_of(name: str, seed: int, budgets_of: Callable[[str], tuple[str, ...]]) -> list[Job]:
+    """All jobs of a task and seed, the baseline's first; a job for each budget of a rival."""
+    jobs = [Job(name, seed, way, BUDGETS) for way in ("baseline", "ours")]
+    rivals = TRAINED[1:] if seed == 0 else [way for way in REPEATED if way != "ours"]
+    return jobs + [Job(name, seed, way, (b,)) for way in rivals for b in budgets_of(way)]
+
+
+def train(out: Path, groups: Iterable[list[Job]], workers: int) -> None:
+    """Run all jobs, those of a group after its baseline; a line of `out` for each that ends."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context) as pool, open(out, "a", encoding="utf-8") as file:
+        rest = {group[0]: group[1:] for group in groups}
+        begin = time.perf_counter()
+        running: dict[Future[dict[str, Any]], Job] = {pool.submit(run_job, b): b for b in rest}
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = running.pop(future)
+                if (error := future.exception()) is not None:
+                    print(f"{job}: {error!r}", flush=True)
+                    continue
+                row = future.result()
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                at = time.perf_counter() - begin
+                print(f"{at:.0f} s: {job.path.name} {job.way} in {row['seconds']} s", flush=True)
+                running |= {pool.submit(run_job, j): j for j in rest.get(job, [])}
+
+
+def tables(names: Iterable[str]) -> None:
+    """Measure the latency tables, here."""
+    from hwnas.latency.profiling import profile
+
+    for name in names:
+        recipe = recipe_of(PROBLEMS[name], 0, quick=False)
+        task = load_task(recipe.task_at_target)
+        config = stages.load_for(recipe.model, task, seed=0)[0].config
+        table = profile(config, recipe.target, validate=recipe.measure.validate_table, seed=0)
+        table.save(TABLES / f"{name}.json")
+
+
+def time_rows(trained: Path, results: Results) -> None:
+    """Time every structure here, in pairs with the full model; add the rows that are missing."""
+    found: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for line in trained.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["way"] == "baseline":
+            continue
+        before = found.setdefault((row["task"], row["seed"], row["way"]), row)
+        if before is not row:
+            before["budgets"] |= row["budgets"]
+            before["seconds"] += row["seconds"]
+            for part, steps in row["compute"].items():
+                if part != "baseline":
+                    before["compute"][part] += steps
+    for (name, seed, way), row in found.items():
+        results.row({"task": name, "seed": seed, "way": way}, partial(_timed, row))
+    results.finish(headline(results.rows))
+
+
+def _timed(row: dict[str, Any]) -> dict[str, Any]:
+    recipe = recipe_of(PROBLEMS[row["task"]], row["seed"], quick=False)
+    task = load_task(recipe.task_at_target)
+    config = stages.load_for(recipe.model, task, seed=0)[0].config
+    clock = StructureClock(
+        config=config,
+        target=Target.parse(recipe.target),
+        reference_ms=1.0,
+        pairs=recipe.measure.pairs,
+        directory=RunDirectory(_made(RUNS / "timed" / row["task"])),
+    )
+    for text, found in row["budgets"].items():
+        found["ratio"] = clock.time(Subnetwork.of(found["genome"]))
+        most = (Budget.parse(text).fraction or 1.0) * (1 + recipe.measure.tolerance)
+        found["met"] = found["ratio"] <= most
+    clock.directory.close()
+    return {key: row[key] for key in row if key not in ("task", "seed", "way")}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def main() -> None:
+    """One of the three steps; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    steps = parser.add_subparsers(dest="step", required=True)
+    of_tables = steps.add_parser("tables")
+    of_tables.add_argument("names", nargs="*", default=list(PROBLEMS))
+    of_training = steps.add_parser("train")
+    of_training.add_argument("out", type=Path)
+    of_training.add_argument("groups", nargs="+", help="TASK:SEED")
+    of_training.add_argument("--results", type=Path, help="rows of the first seeds, if any")
+    of_training.add_argument("--minutes", type=float, help="for a trial")
+    of_training.add_argument("--workers", type=int, default=WORKERS)
+    of_timing = steps.add_parser("time")
+    of_timing.add_argument("trained", type=Path)
+    of_timing.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.step == "tables":
+        tables(args.names)
+    elif args.step == "time":
+        results = Results("quality_encoders", quick=False, protocol=PROTOCOL, path=args.json)
+        time_rows(args.trained, results)
+    else:
+        default = ROOT / "benchmarks" / "results" / "quality_encoders.json"
+        rows = Results("quality_encoders", False, PROTOCOL, args.results or default).rows
+        groups = []
+        for text in args.groups:
+            name, seed = text.split(":")
+            wanted = partial(budgets_for, seed=int(seed), rows=rows, quick=False)
+            jobs = jobs_of(name, int(seed), wanted)
+            groups.append([Job(j.name, j.seed, j.way, j.budgets, args.minutes) for j in jobs])
+        train(args.out, groups, args.workers)
+
+
+if __name__ == "__main__":
+    main()
