@@ -40,6 +40,7 @@ from hwnas.training.trainer import collator, model_columns, questions
 _ROWS = 256  # of training data that Taylor importance looks at, as hwnas's does
 _BATCH = 8
 _FFN_STEP = 32
+_ANSWERS = {"logits", "start_logits", "end_logits"}
 _HALVINGS = 10
 ROUNDS = 3  # of choosing again where a structure misses its budget, as the search has
 
@@ -113,7 +114,9 @@ class TaylorPruning:
             prune_head_dims=False,
             ignored_layers=rest,
             round_to=_FFN_STEP,
-            output_transform=lambda outputs: outputs.logits.sum(),
+            output_transform=lambda outputs: sum(
+                outputs[n].sum() for n in _ANSWERS & outputs.keys()
+            ),
         )
         heads = [set(range(config.num_attention_heads)) for _ in layers]
         neurons = [set(range(config.intermediate_size)) for _ in layers]

@@ -24,6 +24,12 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are of the processor, but for `pytest -m gpu`: transformers would train on a GPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is not there")
@@ -31,7 +37,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
+            pytest.skip("no CUDA device is seen; pytest -m gpu looks for one")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -123,6 +123,9 @@ def _of_validation(record: Validation, model: ModelSizes) -> str | None:
     return None
 
 
+_DECISIVE = ("cpu", "flags", "cores", "gpu")  # of a machine, for how fast it is
+
+
 def doubts(table: LatencyTable, device: Device, versions: dict[str, str]) -> list[str]:
     """Why the table may mislead on this device with these versions, a line each.
 
@@ -132,7 +135,7 @@ def doubts(table: LatencyTable, device: Device, versions: dict[str, str]) -> lis
     """
     found = []
     theirs = table.device
-    if (theirs.cpu, theirs.flags, theirs.cores) != (device.cpu, device.flags, device.cores):
+    if any(getattr(theirs, name) != getattr(device, name) for name in _DECISIVE):
         found.append(f"measured on {_named(theirs)}; this machine is {_named(device)}")
     for package, version in table.versions.items():
         if package in versions and versions[package] != version:
@@ -149,4 +152,7 @@ def doubts(table: LatencyTable, device: Device, versions: dict[str, str]) -> lis
 
 
 def _named(device: Device) -> str:
-    return f"{device.cpu} ({', '.join(device.flags) or 'no known flags'}; {device.cores} cores)"
+    gpu = f"{device.gpu} beside " if device.gpu else ""
+    return (
+        f"{gpu}{device.cpu} ({', '.join(device.flags) or 'no known flags'}; {device.cores} cores)"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 from pydantic import (
@@ -80,6 +81,7 @@ class Device(Part):
     governor: str | None
     memory_gb: PositiveFloat
     system: str
+    gpu: str | None = None  # that was measured, by its runtime's name; None: the processor was
 
 
 class Machine(NamedTuple):
@@ -94,7 +96,7 @@ class Machine(NamedTuple):
         """This machine, looked at by the doctor."""
         from hwnas.doctor import examine
 
-        return cls(describe_device(), versions_of(target), examine().warnings)
+        return cls(describe_device(target), versions_of(target), examine().warnings)
 
 
 class Protocol(Part):
@@ -184,9 +186,14 @@ class Adaptation(Part):
     networks: PositiveInt  # that were timed here
 
 
-def describe_device() -> Device:
-    """This machine."""
-    return Device(**device.describe())
+def describe_device(target: Target) -> Device:
+    """This machine, and which of its GPUs the target means, if it means one."""
+    from hwnas.latency.runtimes import gpu_names
+
+    gpus: list[str] = []
+    if target.device != "cpu" and find_spec(target.runtime) is not None:
+        gpus = gpu_names(target)
+    return Device(**device.describe(), gpu=gpus[0] if gpus else None)
 
 
 def versions_of(target: Target) -> dict[str, str]:

@@ -60,7 +60,9 @@ def openvino_core() -> Any:
 def gpu_names(target: Target) -> list[str]:
     """What the target's runtime sees of its kind of GPU."""
     if target.runtime == "openvino":
-        return [name for name in openvino_core().available_devices if name.startswith("GPU")]
+        core = openvino_core()
+        present = [name for name in core.available_devices if name.startswith("GPU")]
+        return [str(core.get_property(name, "FULL_DEVICE_NAME")) for name in present]
     if target.runtime == "onnxruntime":
         import onnxruntime
 

@@ -200,7 +200,8 @@ class LatencyTable(Part):
 
     def doubts(self) -> list[str]:
         """Why the table may mislead on this machine, a line each; see `checks.doubts`."""
-        return doubts(self, describe_device(), versions_of(Target.parse(self.target)))
+        target = Target.parse(self.target)
+        return doubts(self, describe_device(target), versions_of(target))
 
     def save(self, path: Path) -> None:
         """Write the table as JSON, at once."""

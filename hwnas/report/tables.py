@@ -93,8 +93,8 @@ def render_comparison(
     from rich.text import Text
 
     parts: list[RenderableType] = [
-        Text(f"first:  {first.target}, {first.device.cpu}"),
-        Text(f"second: {second.target}, {second.device.cpu}"),
+        Text(f"first:  {first.target}, {first.device.gpu or first.device.cpu}"),
+        Text(f"second: {second.target}, {second.device.gpu or second.device.cpu}"),
     ]
     for comparison in found:
         parts.append(Text(text.comparison(comparison), style="bold"))

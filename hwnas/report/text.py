@@ -182,13 +182,14 @@ def machine(table: LatencyTable) -> list[tuple[str, str]]:
         adapted = [
             (
                 "adapted",
-                f"from {origin.target} on {origin.device.cpu} ({factors}) by "
+                f"from {origin.target} on {origin.device.gpu or origin.device.cpu} ({factors}) by "
                 f"{origin.networks} networks timed here",
             )
         ]
     return [
         ("model", str(table.model)),
         ("target", table.target),
+        *([("GPU", device.gpu)] if device.gpu else []),
         ("processor", f"{device.cpu}, {device.cores} logical cores"),
         ("instructions", " ".join(device.flags) or "none of those that fast kernels need"),
         ("frequency governor", device.governor or "unknown"),

@@ -125,4 +125,5 @@ def test_table_of_a_gpu(spec: str) -> None:
         pytest.skip(f"{spec}: the runtime finds no GPU")
     table = profile(TINY, spec, validate=2, minutes=0)
     assert table.protocol.clock == "wall"
+    assert table.device.gpu is not None
     assert table.validation is not None

@@ -216,7 +216,7 @@ def test_target_is_kept_as_it_is_written_in_full(damaged: Damage) -> None:
 
 
 def test_this_machine_is_described() -> None:
-    device = describe_device()
+    device = describe_device(Target.parse("openvino:cpu"))
     assert device.cpu and device.cores >= 1 and device.memory_gb > 0
     versions = versions_of(Target("onnxruntime"))
     assert {"torch", "transformers", "onnxruntime"} <= versions.keys()
@@ -232,6 +232,12 @@ def test_doubts_name_both_sides(table: LatencyTable) -> None:
     assert "Some CPU" in device and "Another CPU" in device
     assert "2026.0" in version and "2030.1" in version
     assert "--validate" in check
+
+
+def test_a_table_of_another_gpu_is_doubted(table: LatencyTable) -> None:
+    theirs, ours = (table.device.model_copy(update={"gpu": name}) for name in ("A100", "H100"))
+    (line,) = doubts(table.model_copy(update={"device": theirs}), ours, {})
+    assert "A100" in line and "H100" in line
 
 
 def test_subnetwork_of_another_model(table: LatencyTable) -> None:
