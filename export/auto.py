@@ -80,7 +80,7 @@ def export_fastest(
 
     Raises:
         UserError: `out` holds something already, or no runtime fits the target's device.
-        HwnasError: an exact folder's logits differ from torch's.
+        HwnasError: an exact folder's logits differ from torch's, or it cannot be timed.
     """
     from hwnas.latency.runtimes import check_length
 
@@ -102,6 +102,8 @@ def export_fastest(
             for one in tried:
                 trial.time(one, rows)
                 advance(1)
+        if tried[0] in trial.failed:
+            raise HwnasError(f"{tried[0]}: the exact model fails here: {trial.failed[tried[0]]}")
         trial.time_fastest_again()
         chosen, found = trial.choose(max_drop)
         for folder in trial.folders - {served_folder(chosen), *RUNTIMES}:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.anatomy.heads import ending_for, task_of
-from hwnas.errors import UserError
+from hwnas.errors import HwnasError, UserError
 from hwnas.files import read_json
 from hwnas.latency.target import Target
 
@@ -106,6 +106,19 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Whatever a runtime raises over a folder's files becomes a `UserError` that names it."""
+    try:
+        yield
+    except HwnasError:
+        raise
+    except Exception as error:
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = said[-1] if said else type(error).__name__
+        raise UserError(f"{folder}: cannot be loaded ({why}); export the model again") from error
+
+
 def load_exported(folder: Path, threads: int | None = None) -> Any:
     """Load the folder as a user of transformers or Optimum would, a model to call on a batch.
 
@@ -117,16 +130,15 @@ def load_exported(folder: Path, threads: int | None = None) -> Any:
         threads: bounds ONNX Runtime's and OpenVINO's; torch's are the process's own.
 
     Raises:
-        UserError: there is no such folder, or no exported model in it.
+        UserError: there is no such folder, no exported model in it, or its files are damaged.
     """
     name = find_format(folder)
-    if name == "onnx":
-        return _load_onnx(folder, threads)
-    if name == "openvino":
-        return _load_openvino(folder, threads)
-    from hwnas.models import load
+    if name == "model":
+        from hwnas.models import load
 
-    return load(folder)
+        return load(folder)
+    with reading(folder):
+        return (_load_onnx if name == "onnx" else _load_openvino)(folder, threads)
 
 
 def _load_onnx(folder: Path, threads: int | None) -> Any:

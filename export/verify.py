@@ -27,7 +27,7 @@ from hwnas.export.folders import (
 )
 from hwnas.export.quantize import CALIBRATION_ROWS, calibration, quantize_folder
 from hwnas.export.serving import write_serve
-from hwnas.files import write_json
+from hwnas.files import filling, write_json
 from hwnas.latency.target import DEVICES, Target
 from hwnas.progress import bar
 from hwnas.summary import Record
@@ -160,7 +160,7 @@ def verify(
         find_format(folder)
     present = [name for name in FORMATS if (out / name).is_dir()]
     parity = {}
-    with bar(f"compare {out.name} with torch", total=len(present)) as advance:
+    with bar("compare with torch", total=len(present)) as advance:
         for name in present:
             parity[name] = check_parity(model, out / name, encoded, target.threads, tolerance)
             advance(1.0)
@@ -260,17 +260,19 @@ def export_and_check(
     for name in dict.fromkeys((*FORMATS, served_folder(target))):
         if (out / name).exists():
             raise UserError(f"{out / name}: exists already; choose another --out or remove it")
-    written = export_model(dense, tokenizer, out)
-    if target.precision != "fp32":
-        exact = written[format_for(target.runtime)]
-        rows = calibration(judged.calibrating, tokenizer) if judged else ()
-        quantize_folder(exact, out / served_folder(target), target.precision, rows)
-    encoded = random_rows(dense, tokenizer) if judged is None else judged.compared
-    record = verify(dense, out, out / "model", encoded, target)
-    if judged is not None:
-        scored = {"metric": judged.metric, "tried": tuple(_scores(out, target, judged, record))}
-        record = record.model_copy(update=scored)
-        write_record(out, record)
+    with filling(out) as staged:
+        written = export_model(dense, tokenizer, staged)
+        if target.precision != "fp32":
+            exact = written[format_for(target.runtime)]
+            rows = calibration(judged.calibrating, tokenizer) if judged else ()
+            quantize_folder(exact, staged / served_folder(target), target.precision, rows)
+        encoded = random_rows(dense, tokenizer) if judged is None else judged.compared
+        record = verify(dense, staged, staged / "model", encoded, target)
+        record = record.model_copy(update={"reference": str(out / "model")})
+        if judged is not None:
+            tried = tuple(_scores(staged, target, judged, record))
+            record = record.model_copy(update={"metric": judged.metric, "tried": tried})
+        write_record(staged, record)
     return record
 
 
@@ -278,12 +280,16 @@ def open_model(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     """A dense model for the task it was saved for, and its tokenizer.
 
     Raises:
-        UserError: it cannot be had, or weights are missing, of its head for instance.
+        UserError: it cannot be had, weights are missing, of its head for instance, or no numbers.
     """
     from hwnas.models import load, load_tokenizer, model_folder
 
     folder = model_folder(str(name))
-    return load(folder), load_tokenizer(folder)
+    model = load(folder)
+    for part, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise UserError(f"model {name}: {part} holds NaN or infinity; its training failed")
+    return model, load_tokenizer(folder)
 
 
 def _scores(out: Path, target: Target, judged: Judged, record: Verification) -> list[Tried]:

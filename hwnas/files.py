@@ -7,17 +7,21 @@ leaves a ``*.partial-…`` neighbour that the next writer removes.
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hwnas.errors import UserError
+from hwnas.errors import HwnasError, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -40,8 +44,9 @@ def replacing(path: Path) -> Iterator[Path]:
     If the body raises, the temporary is removed and `path` stays as it was.
 
     Raises:
-        UserError: the folder of `path` cannot be written.
+        UserError: the folder of `path` cannot be written, or disk or memory did not suffice.
     """
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f".{path.name}.partial-*"):
@@ -60,9 +65,65 @@ def replacing(path: Path) -> Iterator[Path]:
             _remove(old)
         else:
             partial.replace(path)
+    except HwnasError as error:
+        # of what was being written, the reader knows where it was to be
+        raise type(error)(str(error).replace(str(partial), str(path))) from error
+    except Exception as error:
+        if (lack := _lack(error, path.parent)) is not None:
+            raise UserError(f"{path}: cannot be written ({lack}); nothing is kept of it") from error
+        raise
     finally:
         if partial.exists():
             _remove(partial)
+        if not path.exists():
+            _remove_empty(missing)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder, whose entries are moved into `folder` at the end, all or none.
+
+    None of them may be in `folder` already.
+
+    Raises:
+        UserError: as `replacing`.
+    """
+    if not folder.exists():
+        with replacing(folder) as partial:
+            yield partial
+        return
+    with replacing(folder / ".filling") as partial:
+        yield partial
+        for entry in sorted(partial.iterdir()):
+            entry.rename(folder / entry.name)
+    _remove(folder / ".filling")
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_LEAST_FREE = 2**16  # bytes, below which a failed write is taken to have failed for that
+
+
+def _lack(error: Exception, folder: Path) -> str | None:
+    """What a body that failed lacked, if it was disk or memory; the libraries say it variously."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return os.strerror(error.errno)
+    for number in _FULL:
+        if f"(os error {number})" in text:  # as Rust's libraries have it
+            return os.strerror(number)
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "not enough memory" in text:
+        return "out of memory"
+    if shutil.disk_usage(folder).free < _LEAST_FREE:
+        return os.strerror(errno.ENOSPC)
+    return None
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove these folders, each within the next one, as far as there is nothing in them."""
+    for folder in folders:
+        if not folder.is_dir() or any(folder.iterdir()):
+            return
+        folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,6 +170,23 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON, line {error.lineno}: {error.msg}") from None
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
 
 def read_model(path: Path, kind: type[Model], *, strict: bool = False) -> Model:

@@ -20,7 +20,7 @@ from hwnas.boundaries import automatic, snapped
 from hwnas.elastic.residual import reorder_residual
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError, UserError
-from hwnas.files import read_model, replacing, write_json
+from hwnas.files import read_model, read_tensors, replacing, write_json
 from hwnas.importance.kinds import measure
 from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
@@ -255,15 +255,13 @@ def importance(inputs: Inputs) -> Importance:
         start = on_gpu(load(inputs.path / "baseline" / "start"))
         movement = None
         if spec.kind == "movement":
-            from safetensors.torch import load_file
-
             scores = inputs.path / "baseline" / MOVEMENT
             if not scores.exists():
                 raise UserError(
                     "importance.kind: movement is found while the baseline is trained, and this "
                     "one was trained for another kind; choose first_order"
                 )
-            movement = load_file(scores)
+            movement = read_tensors(scores)
         loss_of = inputs.task.kind.probe
         measure(start, batches, spec, loss_of=loss_of, movement=movement).save(path)
     return Importance.load(path)
@@ -319,14 +317,13 @@ def check_budgets(inputs: Inputs, table: LatencyTable, space: SearchSpace) -> No
 
 def teacher_answers(inputs: Inputs, teacher: PreTrainedModel) -> np.ndarray:
     """`teacher.safetensors`: the baseline's answers, by which the search judges."""
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import save_file
 
     path = inputs.path / "teacher.safetensors"
     if not path.exists():
         with replacing(path) as partial:
             save_file({"search": predict(teacher, inputs.search_validation)}, partial)
-    answers: np.ndarray = load_file(path)["search"]
-    return answers
+    return np.asarray(read_tensors(path)["search"])
 
 
 def load_teacher(inputs: Inputs, scores: Importance) -> PreTrainedModel:

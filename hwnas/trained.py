@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
-from hwnas.files import read_model
+from hwnas.files import read_model, read_tensors
 from hwnas.importance.scores import Importance
 from hwnas.judge import Judge
 from hwnas.latency.table import LatencyTable
@@ -49,8 +49,6 @@ class TrainedRun:
         Raises:
             UserError: there is none, its super-network is not trained yet, or a file is damaged.
         """
-        from safetensors.numpy import load_file
-
         if not (path / "recipe.yaml").is_file():
             raise UserError(f"{path}: no run here (it has no recipe.yaml)")
         for name in _NEEDED:
@@ -77,7 +75,7 @@ class TrainedRun:
             inputs.plan = fitted_to_minutes(inputs, recipe.compute.minutes)
         space = read_model(path / "space.json", SearchSpace)
         space.check(inputs.shape, where=str(path / "space.json"))
-        answers = load_file(path / "teacher.safetensors")["search"]
+        answers = read_tensors(path / "teacher.safetensors")["search"].numpy()
         return cls(
             inputs=inputs,
             table=LatencyTable.load(path / "table.json"),

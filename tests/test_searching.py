@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -261,6 +261,40 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert message in said and "\n" not in said
     assert getattr(caught.value, "exit_code", 2) == 2
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("supernet/model.safetensors", lambda old: old[:100], "supernet"),
+        ("importance.safetensors", lambda old: old[:100], "importance.safetensors"),
+        ("teacher.safetensors", lambda old: old[:100], "teacher.safetensors"),
+        ("table.json", lambda old: old[:100], "table.json: not valid JSON"),
+        ("table.json", lambda old: old.replace(b'"reference_ms": ', b'"reference_ms": -'), "table"),
+        ("recipe.yaml", lambda old: old + b"colour: red\n", "recipe.yaml: colour: unknown key"),
+        ("space.json", lambda old: b"[]", "space.json"),
+        ("warm/candidates.jsonl", lambda _: b"{nonsense\n", "candidates.jsonl"),
+    ],
+)
+def test_damaged_files_are_named(
+    trained: Path, tmp_path: Path, name: str, damage: Callable[[bytes], bytes], message: str
+) -> None:
+    from hwnas.cli import app
+    from hwnas.errors import HwnasError
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    damaged = run / name
+    damaged.parent.mkdir(exist_ok=True)
+    before = damaged.read_bytes() if damaged.exists() else b""
+    damaged.write_bytes(damage(before))
+    assert damaged.read_bytes() != before
+    warm = ["--warm-start", str(damaged)] if damaged.parent.name == "warm" else []
+    with pytest.raises(HwnasError) as caught:
+        app(["search", str(run), "--out", str(tmp_path / "out"), *warm], standalone_mode=False)
+    said = str(caught.value)
+    assert message in said and "\n" not in said and caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_impossible_budget_exits_3(trained: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hwnas.files import replacing
+from hwnas.files import read_tensors, replacing
 
 if TYPE_CHECKING:
     from hwnas.search.exact import BlockLoss
@@ -45,9 +45,7 @@ class Importance:
     @classmethod
     def load(cls, path: Path) -> Importance:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        stored = load_file(path)
+        stored = read_tensors(path)
 
         def blocks(name: str) -> Tensors:
             count = sum(key.startswith(f"{name}.") for key in stored)

@@ -93,10 +93,13 @@ def load_for_timing(folder: Path, target: Target) -> list[Inference]:
     config = AutoConfig.from_pretrained(folder)
     check_length(config, target)
     vocab = config.vocab_size
-    if target.runtime == "openvino":
-        return openvino_inferences(openvino_core().read_model(folder / name), target, vocab)
-    if target.runtime == "onnxruntime":
-        return onnx_inferences(str(folder / name), target, vocab)
+    if target.runtime != "torch":
+        from hwnas.export.folders import reading
+
+        with reading(folder):
+            if target.runtime == "onnxruntime":
+                return onnx_inferences(str(folder / name), target, vocab)
+            return openvino_inferences(openvino_core().read_model(folder / name), target, vocab)
     from hwnas.models import load
 
     return torch_inferences(load(folder), target, vocab)
