@@ -46,6 +46,14 @@ GivenTable = Annotated[
     Path | None,
     typer.Option(help="A latency table of this model and target: a file, or a shipped one."),
 ]
+Deployments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--deployment",
+        help="Runtime and precision that competes with the target's own, e.g. "
+        "openvino:int8-static, or auto: all that run here. Repeatable.",
+    ),
+]
 Reuse = Annotated[
     Path | None, typer.Option(help="Take baseline and table from this run directory.")
 ]
@@ -88,6 +96,7 @@ def run(
             "by default as likely as not."
         ),
     ] = None,
+    deployment: Deployments = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Training time; scales the recipe's steps.")
@@ -108,6 +117,7 @@ def run(
         "target": target,
         "strategy": baseline,
         "seed": seed,
+        "deployments": deployment or None,
     }
     nested = settings.model_dump(mode="json")
     if data is not None:
@@ -212,6 +222,7 @@ def search(
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster to evaluate on.")
     ] = None,
+    deployment: Deployments = None,
     warm_start: Annotated[
         Path | None, typer.Option(help="Another search's candidates.jsonl, looked at first.")
     ] = None,
@@ -229,6 +240,7 @@ def search(
         signal=signal,
         seed=seed,
         confidence=confidence,
+        deployments=tuple(deployment or ()),
         warm_start=warm_start,
     )
     quiet(json)

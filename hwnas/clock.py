@@ -27,6 +27,7 @@ class StructureClock:
     reference_ms: float  # the full model's latency, by the table
     pairs: int
     directory: RunDirectory  # where measurements are kept
+    kept_as: str = "structure"
 
     @cached_property
     def _stopwatch(self) -> Stopwatch:
@@ -43,5 +44,5 @@ class StructureClock:
             paired = settled(lambda: self._stopwatch.once(subnetwork, self.pairs))
             return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
-        measured = self.directory.measured(f"structure {subnetwork}", ratio)
+        measured = self.directory.measured(f"{self.kept_as} {subnetwork}", ratio)
         return float(measured["ratio"]) * self.reference_ms

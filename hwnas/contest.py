@@ -9,7 +9,7 @@ rule, trained directly for the same total compute.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from hwnas.progress import bar
 from hwnas.search.evolution import Evaluated, evolve_at, finalists
 from hwnas.search.front import EvaluateAll
 from hwnas.search.seeds import seeds
-from hwnas.selection import Allowance, Proposer, Selection, TimedStructure, select
+from hwnas.selection import Allowance, Proposer, Selection, TimedStructure, best_of, select
 from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
@@ -42,6 +42,7 @@ from hwnas.training.halving import Entrant, Rung, halve, rows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hwnas.deployments import Deployment
     from hwnas.search.exact import BlockLoss
     from hwnas.training.memory import Memory
 
@@ -62,6 +63,27 @@ class Contest:
     evaluate_all: EvaluateAll | None = None  # by workers; None: here, one after the other
     first: Sequence[Subnetwork] = ()  # structures that a search of the front looks at first
     stoppable: bool = False  # whether Ctrl-C ends such a search, and not the run
+    deployments: Sequence[Deployment] = ()  # that compete with the target's own
+    deployment: Deployment | None = None  # the one that is looked at; None: the target's own
+
+    def at(self, deployment: Deployment) -> Contest:
+        """The same contest at one of its other deployments, in milliseconds of the same clock."""
+        return replace(self, table=deployment.table, deployments=(), deployment=deployment)
+
+    @property
+    def deployment_name(self) -> str:
+        """Of the one that is looked at; empty for the target's own."""
+        return self.deployment.name if self.deployment else ""
+
+    @property
+    def reference_ms(self) -> float:
+        """The full model's latency at the run's target, of which budgets are shares."""
+        return self.deployment.reference_ms if self.deployment else self.table.reference_ms
+
+    @property
+    def scale(self) -> float:
+        """Milliseconds on the run's clock for one of the table's."""
+        return self.deployment.scale if self.deployment else 1.0
 
     @cached_property
     def clock(self) -> StructureClock:
@@ -69,10 +91,11 @@ class Contest:
         inputs = self.inputs
         return StructureClock(
             config=inputs.config,
-            target=inputs.target,
-            reference_ms=self.table.reference_ms,
+            target=self.deployment.target if self.deployment else inputs.target,
+            reference_ms=self.table.reference_ms * self.scale,
             pairs=inputs.recipe.measure.pairs,
             directory=inputs.directory,
+            kept_as=f"{self.deployment_name} structure".strip(),
         )
 
     @cached_property
@@ -93,6 +116,7 @@ class Contest:
             aims=[self.allowance(budget).aim for budget in inputs.recipe.budgets],
             start=self.first,
             stoppable=self.stoppable,
+            deployment=self.deployment_name,
         )
 
     def allowance(self, budget: str) -> Allowance:
@@ -100,7 +124,7 @@ class Contest:
         measure = self.inputs.recipe.measure
         return Allowance(
             text=budget,
-            ms=Budget.parse(budget).in_ms(self.table.reference_ms),
+            ms=Budget.parse(budget).in_ms(self.reference_ms),
             margin=measure.margin,
             tolerance=measure.tolerance,
         )
@@ -130,22 +154,39 @@ class Contest:
 def choose_structures(contest: Contest, budget: str) -> Selection:
     """`selection/<budget>.json`: structures that were measured within the budget.
 
+    Of several deployments, the best structure of each kind, however it is served.
+
     Raises:
         BudgetError: nothing fits.
     """
-    inputs = contest.inputs
     folder = Budget.parse(budget).folder
-    path = inputs.path / "selection" / f"{folder}.json"
+    path = contest.inputs.path / "selection" / f"{folder}.json"
     if not path.exists():
-        measure = inputs.recipe.measure
-        allowance = contest.allowance(budget)
-        propose = _proposer(contest, budget)
-        predictor = contest.table.predictor(measure.confidence)
-        selection = select(
-            propose, contest.time or contest.clock.time, predictor, allowance, measure.rounds
-        )
-        write_json(path, selection)
+        found: dict[str, Selection] = {}
+        refused: list[BudgetError] = []
+        for one in (contest, *map(contest.at, contest.deployments)):
+            try:
+                target = str(one.deployment.target) if one.deployment else ""
+                found[target] = _selected(one, budget)
+            except BudgetError as error:
+                refused.append(error)
+        if not found:
+            raise refused[0]
+        write_json(path, best_of(found) if contest.deployments else found[""])
     return read_model(path, Selection)
+
+
+def _selected(contest: Contest, budget: str) -> Selection:
+    """Structures of one deployment that were measured within the budget."""
+    measure = contest.inputs.recipe.measure
+    return select(
+        _proposer(contest, budget),
+        contest.time or contest.clock.time,
+        contest.table.predictor(measure.confidence).scaled(contest.scale),
+        contest.allowance(budget),
+        measure.rounds,
+        contest.deployment.anchor.signal if contest.deployment else 0.0,
+    )
 
 
 def _proposer(contest: Contest, budget: str) -> Proposer:
@@ -165,7 +206,8 @@ def _search(contest: Contest, budget: str) -> Proposer:
     lines = inputs.directory.lines("candidates.jsonl")
     # an interrupted search is made again, with the signals that it had found
     known = {Subnetwork.of(line["genome"]): line["signal"] for line in lines}
-    others = [line for line in lines if line["budget"] != budget]
+    searched = (budget, contest.deployment_name)
+    others = [line for line in lines if (line["budget"], line.get("deployment", "")) != searched]
     inputs.directory.rewrite("candidates.jsonl", others)
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
@@ -186,6 +228,7 @@ def _search(contest: Contest, budget: str) -> Proposer:
                     genome=candidate.subnetwork.genome,
                     signal=candidate.signal,
                     predicted_ms=candidate.predicted_ms,
+                    deployment=contest.deployment_name,
                 )
                 inputs.directory.append("candidates.jsonl", line.model_dump())
 
@@ -268,6 +311,7 @@ def train_finalists(
     folder = inputs.path / "finalists" / Budget.parse(budget).folder
     origins = _origins(contest, forerunner)
     entrants = [_entrant(contest, s, origins, steps) for s in selection.structures]
+    served = {str(d.target): d.name for d in contest.deployments}
     examples = inputs.train if contest.memory is None else contest.memory.examples
     seen = inputs.plan.supernet_steps if contest.network else 0
     if forerunner is not None:
@@ -305,6 +349,7 @@ def train_finalists(
             loss=r.loss,
             metric=r.metric,
             survived=(r.entrant, r.rung) in won,
+            deployment=served.get(selection.structures[r.entrant].deployment, ""),
         )
         for r in halving.results
     ]
@@ -406,7 +451,8 @@ def _entrant(
     if steps is None:
         plan = contest.inputs.plan
         steps = plan.heir_steps if origins[start].heir else plan.winner_steps
-    return Entrant(structure.kind, subnetwork, start, steps)
+    losses = {str(d.target): d.anchor.loss for d in contest.deployments}
+    return Entrant(structure.kind, subnetwork, start, steps, losses.get(structure.deployment, 0.0))
 
 
 def rival_steps(contest: Contest, selection: Selection, compute: float) -> int:

@@ -39,6 +39,7 @@ class Served:
     """An exported model as the target serves it."""
 
     folder: Path  # holds model/, onnx/ and openvino/, and a quantized one if that is served
+    target: Target
     metric: float
     size_mb: float
     params: int
@@ -57,20 +58,24 @@ def deliver(
     if (path / "summary.json").exists():
         return read_model(path / "summary.json", Summary)
     folders = {budget: path / "chosen" / Budget.parse(budget).folder for budget in winners}
+    targets = {
+        budget: Target.parse(winner.structure.deployment or recipe.target)
+        for budget, winner in winners.items()
+    }
     with directory.stage("export"):
-        _export(inputs, path / "baseline" / "model", path / "baseline")
+        write_exact(inputs, path / "baseline" / "model", path / "baseline")
         for budget, winner in winners.items():
-            _export(inputs, winner.weights, folders[budget], trim=recipe.vocabulary.trim)
-        if inputs.target.precision != "fp32":
-            for folder in (path / "baseline", *folders.values()):
-                _quantize(inputs, folder)
+            write_exact(inputs, winner.weights, folders[budget], trim=recipe.vocabulary.trim)
+        write_quantized(inputs, path / "baseline", inputs.target)
+        for budget, folder in folders.items():
+            write_quantized(inputs, folder, targets[budget])
     with directory.stage("verify"):
-        timing = {budget: _time(inputs, budget, folder) for budget, folder in folders.items()}
+        timing = {b: _time(inputs, b, folder, targets[b]) for b, folder in folders.items()}
         parity = {budget: _parity(inputs, folder) for budget, folder in folders.items()}
         _parity(inputs, path / "baseline")
     with directory.stage("test"):
-        original = _serve(inputs, path / "baseline")
-        served = {budget: _serve(inputs, folder) for budget, folder in folders.items()}
+        original = _serve(inputs, path / "baseline", inputs.target)
+        served = {b: _serve(inputs, folder, targets[b]) for b, folder in folders.items()}
     latency_ms = statistics.median(t["reference_ms"] for t in timing.values())
     history = read_history(path / "baseline")
     baseline = Baseline(
@@ -119,17 +124,17 @@ def _write(path: Path, summary: Summary) -> None:
     from hwnas.report.card import card
     from hwnas.report.html import write_report
 
-    target = Target.parse(summary.target)
-    served = served_folder(target)
+    own = Target.parse(summary.target)
     for chosen in summary.chosen:
+        target = replace(own, runtime=chosen.runtime, precision=chosen.precision)
         write_serve(path / chosen.path, target)
-        for form in {*FORMATS, served}:
+        for form in {*FORMATS, served_folder(target)}:
             write_text(path / chosen.path / form / "README.md", card(summary, chosen))
     write_json(path / "summary.json", summary)
     write_report(path)
 
 
-def _export(inputs: Inputs, weights: Path, out: Path, *, trim: bool = False) -> None:
+def write_exact(inputs: Inputs, weights: Path, out: Path, *, trim: bool = False) -> None:
     """Write a model in every format; with a vocabulary of its task only, if that is asked for."""
     from hwnas.export import FORMATS, export_model
     from hwnas.vocabulary import trim as trim_vocabulary
@@ -145,17 +150,18 @@ def _export(inputs: Inputs, weights: Path, out: Path, *, trim: bool = False) -> 
     export_model(model, tokenizer, out, missing)
 
 
-def _quantize(inputs: Inputs, folder: Path) -> None:
+def write_quantized(inputs: Inputs, folder: Path, target: Target) -> None:
     """Write the folder that a quantized target serves, beside the exact one."""
-    from hwnas.export import calibration, quantize_folder
+    from hwnas.export import calibration, quantize_folder, served_folder
     from hwnas.export.quantize import CALIBRATION_ROWS
 
-    out = _served_folder(inputs, folder)
+    out = folder / served_folder(target)
     if not out.exists():
         first = inputs.task.train.select(range(min(len(inputs.task.train), CALIBRATION_ROWS)))
         encoded = _read_by(inputs, folder, first, inputs.train)
         rows = calibration(encoded, load_tokenizer(folder / "model"))
-        quantize_folder(_exact_folder(inputs, folder), out, inputs.target.precision, rows)
+        exact = folder / served_folder(replace(target, precision="fp32"))
+        quantize_folder(exact, out, target.precision, rows)
 
 
 def _unquantized(inputs: Inputs, latency_ms: float) -> Unquantized | None:
@@ -164,16 +170,16 @@ def _unquantized(inputs: Inputs, latency_ms: float) -> Unquantized | None:
     Args:
         latency_ms: of the baseline as it is served.
     """
-    from hwnas.export import folder_size_mb, measure_against, score_folder
+    from hwnas.export import folder_size_mb, measure_against, score_folder, served_folder
 
     if inputs.target.precision == "fp32":
         return None
     folder, task = inputs.path / "baseline", inputs.task
-    exact = _exact_folder(inputs, folder)
+    exact = folder / served_folder(replace(inputs.target, precision="fp32"))
 
     def ratio() -> dict[str, float]:
         pairs = inputs.recipe.measure.pairs
-        served = _served_folder(inputs, folder)
+        served = folder / served_folder(inputs.target)
         return {"ratio": measure_against(exact, served, inputs.target, pairs=pairs).ratio}
 
     measured = inputs.directory.measured("baseline in full precision", ratio)
@@ -197,29 +203,19 @@ def _read_by(inputs: Inputs, folder: Path, split: Dataset, encoded: Dataset) -> 
     return inputs.held_out(split, tokenizer)
 
 
-def _served_folder(inputs: Inputs, folder: Path) -> Path:
-    """The folder that the target serves."""
-    from hwnas.export import served_folder
+def _time(inputs: Inputs, budget: str, folder: Path, target: Target) -> dict[str, Any]:
+    """Paired latency of the chosen and the baseline's served files, measured once a run.
 
-    return folder / served_folder(inputs.target)
-
-
-def _exact_folder(inputs: Inputs, folder: Path) -> Path:
-    """The folder of the target's runtime in full precision."""
-    from hwnas.export import served_folder
-
-    return folder / served_folder(replace(inputs.target, precision="fp32"))
-
-
-def _time(inputs: Inputs, budget: str, folder: Path) -> dict[str, Any]:
-    """Paired latency of the chosen and the baseline's served files, measured once a run."""
-    from hwnas.export import measure_against
+    Args:
+        target: that the chosen one is served at; the baseline is at the run's.
+    """
+    from hwnas.export import measure_against, served_folder
 
     def once() -> Paired:
         return measure_against(
-            _served_folder(inputs, folder),
-            _served_folder(inputs, inputs.path / "baseline"),
-            inputs.target,
+            folder / served_folder(target),
+            inputs.path / "baseline" / served_folder(inputs.target),
+            target,
             pairs=inputs.recipe.measure.pairs,
         )
 
@@ -251,11 +247,11 @@ def _parity(inputs: Inputs, folder: Path) -> dict[str, float]:
     return {form: check_parity(model, folder / form, examples) for form in ("onnx", "openvino")}
 
 
-def _serve(inputs: Inputs, folder: Path) -> Served:
+def _serve(inputs: Inputs, folder: Path, target: Target) -> Served:
     """Score the served file on the test split."""
-    from hwnas.export import folder_size_mb, load_exported
+    from hwnas.export import folder_size_mb, load_exported, served_folder
 
-    served = _served_folder(inputs, folder)
+    served = folder / served_folder(target)
     test = _read_by(inputs, folder, inputs.task.test, inputs.test)
     answers = predict(load_exported(served), test, progress=f"test {folder.name}")
     dense = load(folder / "model")
@@ -263,6 +259,7 @@ def _serve(inputs: Inputs, folder: Path) -> Served:
     flops = round(2 * operations(Subnetwork.full(shape), shape, inputs.target))
     return Served(
         folder=folder,
+        target=target,
         metric=inputs.task.kind.score(inputs.task.metric, answers, test),
         size_mb=folder_size_mb(served),
         params=sum(p.numel() for p in dense.parameters()),
@@ -292,8 +289,8 @@ def _chosen(
         predicted_ms=winner.structure.predicted_ms,
         measured_ms=measured_ms,
         ratio=timing["ratio"],
-        runtime=inputs.target.runtime,
-        precision=inputs.target.precision,
+        runtime=served.target.runtime,
+        precision=served.target.precision,
         size_mb=served.size_mb,
         params=served.params,
         flops=served.flops,

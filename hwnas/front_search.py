@@ -46,6 +46,7 @@ class FrontSearch:
     aims: Sequence[float]  # ms, what the budgets allow
     start: Sequence[Subnetwork] = ()  # structures to look at first
     stoppable: bool = False  # Ctrl-C ends the search, not the run
+    deployment: str = ""  # whose latencies are predicted, if not the target's own
     evaluated: dict[Subnetwork, Evaluated] = field(default_factory=dict)
     stopped: bool = False
     searched: bool = False
@@ -53,7 +54,11 @@ class FrontSearch:
 
     def __post_init__(self) -> None:
         lines = self.directory.lines("candidates.jsonl")
-        self.recorded = {Subnetwork.of(line["genome"]) for line in lines}
+        self.recorded = {
+            Subnetwork.of(line["genome"])
+            for line in lines
+            if line.get("deployment", "") == self.deployment
+        }
 
     def proposer(self, budget: str) -> Proposer:
         """Proposals for one budget: of the front, and after a miss of what is near the budget."""
@@ -165,6 +170,7 @@ class FrontSearch:
                         genome=found.subnetwork.genome,
                         signal=found.signal,
                         predicted_ms=found.predicted_ms,
+                        deployment=self.deployment,
                     )
                     self.directory.append("candidates.jsonl", line.model_dump())
 

@@ -1,7 +1,7 @@
 """A whole run: the stages in order, each noted in the run directory, so that a stopped run goes on.
 
-    table -> baseline -> importance -> teacher -> super-network -> (search -> finalists) per budget
-             -> export -> verify -> summary and report
+    table -> baseline -> importance -> teacher -> deployments -> super-network
+             -> (search -> finalists) per budget -> export -> verify -> summary and report
 
 A rival strategy leaves the super-network and the search out, and trains its one structure for the
 same total compute.
@@ -19,6 +19,7 @@ from hwnas.anatomy import find_shape
 from hwnas.anatomy.dense import check_hidden
 from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
 from hwnas.delivery import deliver
+from hwnas.deployments import deployments_of, tables_of, targets_of
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_model, replacing
@@ -117,7 +118,8 @@ def until_network(inputs: Inputs, given: Given) -> Contest:
         table = stages.latency_table(inputs, given.table)
         whole = SearchSpace.whole(inputs.shape)
         widths = {"hidden": recipe.space.hidden}
-        stages.check_budgets(inputs, table, whole.model_copy(update=widths))
+        others = tables_of(inputs).values()
+        stages.check_budgets(inputs, table, whole.model_copy(update=widths), others)
     with directory.stage("baseline"):
         stages.baseline(inputs)
     with directory.stage("importance"), leader_first():
@@ -125,7 +127,9 @@ def until_network(inputs: Inputs, given: Given) -> Contest:
         space = stages.search_space(inputs, table, scores)
     teacher = stages.load_teacher(inputs, scores)
     with directory.stage("teacher"), leader_first():
-        answers = stages.teacher_answers(inputs, teacher)
+        judge = Judge(inputs, stages.teacher_answers(inputs, teacher))
+    with directory.stage("deployments"), leader_first():
+        deployments = deployments_of(inputs, judge)
     network: SuperNetwork | None = None
     if recipe.strategy == "search":
         if recipe.unlabelled is not None:
@@ -139,9 +143,10 @@ def until_network(inputs: Inputs, given: Given) -> Contest:
         space=space,
         scores=scores,
         teacher=teacher,
-        judge=Judge(inputs, answers),
+        judge=judge,
         start=stages.starting_network(inputs, scores),
         network=network,
+        deployments=deployments,
     )
 
 
@@ -157,6 +162,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
     target.check_exportable()
     require(target)
     require_algorithm(recipe.search.algorithm)
+    targets_of(recipe)
     try:
         task = load_task(recipe.task_at_target)
     except UserError as error:

@@ -94,6 +94,8 @@ class Recipe(Settings):
     # of the baseline, before the task
     unlabelled: TextSpec | None = None
     measure: MeasureSpec = MeasureSpec()
+    # other ways to serve that compete for the budgets: openvino:int8-static, …, or auto for all
+    deployments: tuple[str, ...] = ()
 
     @field_validator("target")
     @classmethod
@@ -113,6 +115,15 @@ class Recipe(Settings):
         if len(set(folders)) < len(folders):
             raise ValueError(f"budgets {', '.join(values)}: one is given twice; give each once")
         return values
+
+    @model_validator(mode="after")
+    def _searched(self) -> Recipe:
+        if self.deployments and self.strategy != "search":
+            raise ValueError(
+                f"deployments are searched together with structures; strategy {self.strategy} "
+                "searches nothing, leave them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _two_stages(self) -> Recipe:

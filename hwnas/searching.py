@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hwnas.contest import Contest, Winner, choose_structures
 from hwnas.delivery import deliver
+from hwnas.deployments import deployments_of, tables_of, targets_of
 from hwnas.errors import UserError
 from hwnas.files import replacing
 from hwnas.latency.runtimes import require
@@ -55,6 +56,7 @@ class Wanted:
     signal: str | None = None  # likewise
     seed: int | None = None
     confidence: float | None = None
+    deployments: tuple[str, ...] = ()  # that compete with the table's own; see `deployments`
     warm_start: Path | None = None  # candidates of another search of the same model
 
 
@@ -105,9 +107,14 @@ def search_trained(
     warn("latency table", table.doubts())
     first = warm_start(wanted.warm_start, trained.space)
     inputs = trained.inputs
-    check_budgets(inputs, table, trained.space)
+    targets_of(recipe)
+    if not recipe.deployments:
+        check_budgets(inputs, table, trained.space)
     inputs.directory = RunDirectory.open(out, recipe, resume)
     _take(run, out, table)
+    with inputs.directory.stage("deployments"):
+        check_budgets(inputs, table, trained.space, tables_of(inputs).values())
+        deployments = deployments_of(inputs, trained.judge)
     with ExitStack() as stack:
         workers = stack.enter_context(Workers(_backend(run, recipe, hands)))
         contest = Contest(
@@ -122,6 +129,7 @@ def search_trained(
             evaluate_all=workers,
             first=first,
             stoppable=True,
+            deployments=deployments,
         )
         with inputs.directory.stage("search"):
             selections = {b: choose_structures(contest, b) for b in recipe.budgets}
@@ -147,7 +155,13 @@ def _recipe(run: Path, wanted: Wanted) -> tuple[Recipe, LatencyTable]:
     search = settings["search"] | {"algorithm": wanted.algorithm}
     if wanted.signal is not None:
         search["signal"] = wanted.signal
-    changes = {"task": task, "search": search, "target": table.target, "budgets": list(budgets)}
+    changes = {
+        "task": task,
+        "search": search,
+        "target": table.target,
+        "budgets": list(budgets),
+        "deployments": list(wanted.deployments or theirs.deployments),
+    }
     if wanted.evaluations is not None:
         each = max(1, math.ceil(wanted.evaluations / len(budgets)))
         changes["compute"] = settings["compute"] | {"evaluations": each}

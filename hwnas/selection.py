@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
@@ -49,6 +49,7 @@ class TimedStructure(BaseModel):
     predicted_ms: float
     measured_ms: float
     round: int
+    deployment: str = ""  # the target that it is served at, if that is not the run's
 
     @property
     def subnetwork(self) -> Subnetwork:
@@ -83,11 +84,13 @@ def select(
     predictor: LatencyPredictor,
     allowance: Allowance,
     rounds: int,
+    loss: float = 0.0,
 ) -> Selection:
     """Propose structures, time them, correct the predictor, until the proposed ones fit.
 
     Args:
         time_structure: measured latency in ms, paired with the baseline.
+        loss: by which all signals are higher once the structures are served.
 
     Raises:
         BudgetError: no structure was measured within the budget.
@@ -108,7 +111,7 @@ def select(
                     raise
                 continue
             sought = {group for group in wanted if scales[group] == scale}
-            fresh += _timed(proposals, sought, timed + fresh, time_structure, number)
+            fresh += _timed(proposals, sought, timed + fresh, time_structure, number, loss)
         timed += fresh
         wanted = set()
         for group in GROUPS:
@@ -135,12 +138,40 @@ def select(
     return Selection(structures=structures, timed=timed, rounds=number, scales=scales)
 
 
+def best_of(selections: Mapping[str, Selection]) -> Selection:
+    """One selection out of several deployments': of each kind of structure the best.
+
+    Args:
+        selections: by the deployment's target; "" for the run's own.
+    """
+    every = [
+        (t.model_copy(update={"deployment": name}), t in selection.structures)
+        for name, selection in selections.items()
+        for t in selection.timed
+    ]
+    structures = [
+        min((t for t, fits in every if fits and t.group == group), key=_rank, default=None)
+        for group in GROUPS
+    ]
+    return Selection(
+        structures=[structure for structure in structures if structure is not None],
+        timed=[t for t, _ in every],
+        rounds=max(selection.rounds for selection in selections.values()),
+        scales={
+            f"{group} {name}".strip(): scale
+            for name, selection in selections.items()
+            for group, scale in selection.scales.items()
+        },
+    )
+
+
 def _timed(
     proposals: Iterable[Evaluated],
     sought: Collection[str],
     earlier: Iterable[TimedStructure],
     time_structure: Callable[[Subnetwork], float],
     number: int,
+    loss: float,
 ) -> list[TimedStructure]:
     """The proposals of the sought kinds that were not timed before."""
     known = {t.subnetwork for t in earlier}
@@ -148,7 +179,7 @@ def _timed(
         TimedStructure(
             kind=p.kind,
             genome=p.subnetwork.genome,
-            signal=None if math.isnan(p.signal) else p.signal,
+            signal=None if math.isnan(p.signal) else p.signal + loss,
             predicted_ms=p.predicted_ms,
             measured_ms=time_structure(p.subnetwork),
             round=number,

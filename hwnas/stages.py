@@ -6,7 +6,7 @@ The order, and what a stop does to it, are `pipeline`'s; here is what each stage
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -299,13 +299,20 @@ def _automatic_space(inputs: Inputs, scores: Importance) -> SearchSpace:
     return automatic(scores, shape, cost, [float(share) for share in shares], FFN_STEP)
 
 
-def check_budgets(inputs: Inputs, table: LatencyTable, space: SearchSpace) -> None:
-    """Raise `BudgetError`, before anything is trained, if a budget is hopeless by the table."""
-    predictor = table.predictor()
+def check_budgets(
+    inputs: Inputs, table: LatencyTable, space: SearchSpace, others: Iterable[LatencyTable] = ()
+) -> None:
+    """Raise `BudgetError`, before anything is trained, if a budget is hopeless by the tables.
+
+    Args:
+        table: of the run's target, which shares are of.
+        others: of the deployments that compete.
+    """
     fastest = min(
         here.fixed_ms
         + min(here.block_ms(Block(options.heads[0], options.ffn[0])) for options in space.blocks)
-        for here in map(predictor.at_hidden, (0, *space.hidden))
+        for one in (table, *others)
+        for here in map(one.predictor().at_hidden, (0, *space.hidden))
     )
     for text in inputs.recipe.budgets:
         if Budget.parse(text).in_ms(table.reference_ms) < fastest:
@@ -345,7 +352,7 @@ def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
 
 def sandwich(inputs: Inputs, space: SearchSpace) -> Sandwich:
     """How the super-network's subnetworks are sampled: a little beyond the budgets, either way."""
-    shares = budget_shares(inputs)
+    shares = structure_shares(inputs)
     return Sandwich(
         space,
         seed=inputs.recipe.seed,
@@ -372,6 +379,17 @@ def budget_share(inputs: Inputs, text: str) -> float:
 def budget_shares(inputs: Inputs) -> list[float]:
     """All budgets as shares of the full model's latency."""
     return [budget_share(inputs, budget) for budget in inputs.recipe.budgets]
+
+
+def structure_shares(inputs: Inputs) -> list[float]:
+    """The shares that structures have which fill the budgets, at all deployments; at most 1.
+
+    A network that is served twice as fast may be twice as large.
+    """
+    from hwnas.deployments import ratios
+
+    known = ratios(inputs.path)
+    return [min(1.0, share / ratio) for share in budget_shares(inputs) for ratio in known]
 
 
 def general_network(

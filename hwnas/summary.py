@@ -22,6 +22,7 @@ class Candidate(Record):
     genome: list[list[int]]  # [heads, ffn] for each block, [0, 0] = left out
     signal: float  # of quality on the search's validation data, lower is better
     predicted_ms: float
+    deployment: str = ""  # that the prediction is of, e.g. openvino-int8-static; the target's own
 
 
 class Finalist(Record):
@@ -37,6 +38,7 @@ class Finalist(Record):
     loss: float  # on validation data that the search did not use
     metric: float  # of the task, same data, in per cent where the metric is a share
     survived: bool
+    deployment: str = ""  # that it is trained for, if not the target's own
 
 
 class Unquantized(Record):

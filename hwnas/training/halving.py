@@ -42,6 +42,7 @@ class Entrant:
     subnetwork: Subnetwork
     start: str  # names the weights that `build` cuts it from
     steps: int  # of training, should it win
+    handicap: float = 0.0  # what its loss is higher by as it will be served
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def halve(
             standing.append(read_model(out / "result.json", RungResult))
         taken += rung.steps or 0
         results += standing
-        standing.sort(key=lambda r: (r.loss, r.entrant))
+        standing.sort(key=lambda r: (r.loss + entrants[r.entrant].handicap, r.entrant))
         alive = [r.entrant for r in standing[: rung.survivors]]
     winner = alive[0]
     return Halving(tuple(results), winner, _weights(folder, winner, len(rungs) - 1))

@@ -1,0 +1,199 @@
+"""Runtimes and precisions that compete with the target's own for the same budget.
+
+Int8 is not always faster, and where it is, a wider int8 network may be better than a thinner fp32
+one of the same latency (DESIGN, decision 6). So a search may look at several deployments at once:
+each has a latency table of its own, and the structures that are best within the budget compete,
+whatever they are served by.
+
+What a deployment costs in quality, and what it saves for the unshrunk model, is measured before the
+search on the baseline's own files, in pairs with the target's. Assumption: a subnetwork loses by a
+precision about what the baseline does; how its own file answers is measured in the end. Device,
+threads, batch and lengths are the target's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hwnas.errors import UserError
+from hwnas.files import read_model, write_json
+from hwnas.latency.table import LatencyTable
+from hwnas.latency.target import PRECISIONS, Target
+from hwnas.summary import Record
+
+if TYPE_CHECKING:
+    from hwnas.judge import Judge
+    from hwnas.recipe import Recipe
+    from hwnas.stages import Inputs
+
+AUTO = "auto"
+FILE = "deployments.json"
+
+
+class Anchor(Record):
+    """The baseline at a deployment, beside itself at the run's target."""
+
+    target: str
+    ratio: float  # of its latencies, in pairs
+    signal: float  # that the search's signal is higher
+    loss: float  # that the loss on the rows that judge finalists is higher
+
+
+class Anchors(Record):
+    """`deployments.json`."""
+
+    anchors: tuple[Anchor, ...]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deployment as a search sees it.
+
+    Attributes:
+        table: its own, of its own baseline.
+        reference_ms: of the baseline at the run's target, by that target's table.
+    """
+
+    target: Target
+    table: LatencyTable
+    anchor: Anchor
+    reference_ms: float
+
+    @property
+    def name(self) -> str:
+        return name_of(self.target)
+
+    @property
+    def scale(self) -> float:
+        """Milliseconds on the run's clock for one of the table's."""
+        return self.anchor.ratio * self.reference_ms / self.table.reference_ms
+
+
+def name_of(target: Target) -> str:
+    """How a deployment is called, also in file names: runtime and precision."""
+    return f"{target.runtime}-{target.precision}"
+
+
+def targets_of(recipe: Recipe) -> list[Target]:
+    """The deployments that a recipe names beside its target; `auto`: all that run here.
+
+    Raises:
+        UserError: one is unknown, or cannot be served here.
+    """
+    from hwnas.export.auto import combinations
+    from hwnas.latency.runtimes import require
+
+    own = Target.parse(recipe.target)
+    found: list[Target] = []
+    for i, text in enumerate(recipe.deployments):
+        if text == AUTO:
+            found += combinations(own)
+            continue
+        runtime, _, precision = text.partition(":")
+        if precision not in PRECISIONS.get(runtime, ()):
+            known = [f"{r}:{p}" for r, all_ in PRECISIONS.items() for p in all_ if r != "torch"]
+            raise UserError(
+                f"deployments.{i}: {text!r} is unknown; known: auto, {', '.join(known)}"
+            )
+        one = replace(own, runtime=runtime, precision=precision)
+        try:
+            one.check_exportable()
+            require(one)
+        except UserError as error:
+            raise UserError(f"deployments.{i}: {error}") from None
+        found.append(one)
+    return [target for target in dict.fromkeys(found) if target != own]
+
+
+def tables_of(inputs: Inputs) -> dict[Target, LatencyTable]:
+    """`tables/`: latency tables of all deployments but the target's own, measured if missing."""
+    from hwnas.latency.profiling import profile
+
+    found = {}
+    for target in targets_of(inputs.recipe):
+        path = inputs.path / "tables" / f"{name_of(target)}.json"
+        if not path.exists():
+            profile(
+                inputs.config,
+                target,
+                validate=inputs.recipe.measure.validate_table,
+                seed=inputs.recipe.seed,
+                hidden=inputs.recipe.space.hidden,
+            ).save(path)
+        found[target] = LatencyTable.load(path)
+    return found
+
+
+def deployments_of(inputs: Inputs, judge: Judge) -> tuple[Deployment, ...]:
+    """`deployments.json`: the baseline at each deployment, measured once a run.
+
+    Args:
+        judge: of the search, which gives the signal that a deployment costs.
+    """
+    tables = tables_of(inputs)
+    if not tables:
+        return ()
+    path = inputs.path / FILE
+    if not path.exists():
+        write_json(path, Anchors(anchors=tuple(_anchors(inputs, judge, list(tables)))))
+    anchors = {anchor.target: anchor for anchor in read_model(path, Anchors).anchors}
+    reference_ms = LatencyTable.load(inputs.path / "table.json").reference_ms
+    return tuple(
+        Deployment(target, table, anchors[str(target)], reference_ms)
+        for target, table in tables.items()
+    )
+
+
+def ratios(path: Path) -> Sequence[float]:
+    """The baseline's latency at each deployment of a run, of that at its target, which is first."""
+    if not (path / FILE).exists():
+        return (1.0,)
+    return (1.0, *(a.ratio for a in read_model(path / FILE, Anchors).anchors))
+
+
+def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[Anchor]:
+    from hwnas.delivery import write_exact, write_quantized
+    from hwnas.export import load_exported, measure_against, served_folder
+    from hwnas.latency.measure import settled
+    from hwnas.progress import bar
+    from hwnas.tasks.predict import predict
+
+    baseline, kind = inputs.path / "baseline", inputs.task.kind
+    write_exact(inputs, baseline / "model", baseline)
+
+    def answers(target: Target) -> tuple[float, float]:
+        model = load_exported(baseline / served_folder(target), target.threads)
+        signal = judge.signal(predict(model, inputs.search_validation))
+        choice = inputs.choice_validation
+        return signal, kind.loss(predict(model, choice), choice)
+
+    with bar("deployments of the baseline", len(targets)) as advance:
+        write_quantized(inputs, baseline, inputs.target)
+        own = np.array(answers(inputs.target))
+        found = []
+        for target in targets:
+            write_quantized(inputs, baseline, target)
+
+            def ratio(target: Target = target) -> dict[str, float]:
+                mine, theirs = (baseline / served_folder(t) for t in (target, inputs.target))
+                pairs = inputs.recipe.measure.pairs
+                paired = settled(lambda: measure_against(mine, theirs, target, pairs=pairs))
+                return {"ratio": paired.ratio, "spread": paired.ratio_spread}
+
+            measured = inputs.directory.measured(f"baseline at {name_of(target)}", ratio)
+            signal, loss = np.array(answers(target)) - own
+            found.append(
+                Anchor(
+                    target=str(target),
+                    ratio=float(measured["ratio"]),
+                    signal=float(signal),
+                    loss=float(loss),
+                )
+            )
+            advance(1)
+    return found

@@ -1,0 +1,125 @@
+"""Runtimes and precisions that compete with the target's own for a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hwnas.deployments import Anchors, name_of, targets_of
+from hwnas.errors import UserError
+from hwnas.export import load_exported, served_folder
+from hwnas.files import read_json, read_model, validate
+from hwnas.latency.target import Target
+from hwnas.pipeline import run
+from hwnas.recipe import Recipe, load_recipe
+from hwnas.report.records import read_lines
+from hwnas.selection import Selection, TimedStructure, best_of
+from hwnas.summary import Candidate, Summary
+
+TARGET = "openvino:cpu:threads=1,batch=1,seq=32"
+DEPLOYMENTS = ["openvino:int8-static", "onnxruntime:fp32"]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+    """A run whose budget two other deployments compete for."""
+    settings = yaml.safe_load(tiny_recipe.read_text())
+    settings |= {"target": TARGET, "budgets": ["80%"], "deployments": DEPLOYMENTS}
+    settings["measure"] |= {"validate_table": 0}
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return out, run(validate(Recipe, settings, where="recipe"), out)
+
+
+def _selection(*structures: tuple[str, float | None, float]) -> Selection:
+    timed = [
+        TimedStructure(
+            kind="exact",
+            genome=genome,
+            signal=signal,
+            predicted_ms=ms,
+            measured_ms=ms,
+            round=1,
+        )
+        for text, signal, ms in structures
+        for genome in [[[2, 64], [0, 0]] if text == "shallow" else [[2, 64], [2, 64]]]
+    ]
+    return Selection(structures=timed, timed=timed, rounds=1, scales={"whole": 1.0})
+
+
+def test_of_each_kind_of_structure_the_best_deployment_is_kept() -> None:
+    found = best_of(
+        {
+            "": _selection(("whole", 0.5, 1.0), ("shallow", 0.2, 1.0)),
+            "openvino:cpu:precision=int8-static": _selection(("whole", 0.4, 0.9)),
+        }
+    )
+    kept = {len([b for b in s.genome if b[0]]): s for s in found.structures}
+    assert kept[2].deployment == "openvino:cpu:precision=int8-static" and kept[2].signal == 0.4
+    assert kept[1].deployment == "" and kept[1].signal == 0.2
+    assert len(found.timed) == 3
+
+
+def test_all_that_run_here_are_meant_by_auto() -> None:
+    recipe = Recipe(target=TARGET, deployments=("auto", "openvino:int8-static"))
+    found = targets_of(recipe)
+    assert len(set(found)) == len(found) and Target.parse(TARGET) not in found
+    assert {name_of(t) for t in found} >= {"onnxruntime-fp32", "openvino-int8-static"}
+    assert all((t.threads, t.batch, t.seq) == (1, 1, 32) for t in found)
+    assert targets_of(Recipe(target=TARGET)) == []
+
+
+@pytest.mark.parametrize("text", ["openvino:int9", "toaster:fp32", "int8-static", "torch:fp64"])
+def test_unknown_deployments_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"deployments\.0: .* is unknown; known: auto, openvino:"):
+        targets_of(Recipe(target=TARGET, deployments=(text,)))
+
+
+def test_a_rule_chooses_among_no_deployments(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("strategy: uniform\ndeployments: [auto]\n")
+    with pytest.raises(UserError, match="searches nothing, leave them out"):
+        load_recipe(recipe)
+
+
+def test_the_baseline_is_measured_at_each_deployment(finished: tuple[Path, Summary]) -> None:
+    out, _ = finished
+    anchors = read_model(out / "deployments.json", Anchors).anchors
+    assert [name_of(Target.parse(a.target)) for a in anchors] == [
+        "openvino-int8-static",
+        "onnxruntime-fp32",
+    ]
+    int8, exact = anchors
+    assert exact.signal == pytest.approx(0, abs=1e-6) and exact.loss == pytest.approx(0, abs=1e-6)
+    assert int8.signal != 0
+    assert all(0.05 < a.ratio < 20 for a in anchors)
+    assert sorted(p.stem for p in (out / "tables").iterdir()) == [
+        "onnxruntime-fp32",
+        "openvino-int8-static",
+    ]
+
+
+def test_candidates_of_all_deployments_are_on_one_clock(finished: tuple[Path, Summary]) -> None:
+    out, summary = finished
+    lines = read_lines(out / "candidates.jsonl", Candidate)
+    assert {c.deployment for c in lines} == {"", "openvino-int8-static", "onnxruntime-fp32"}
+    selection = read_model(out / "selection" / "80pct.json", Selection)
+    reference = read_json(out / "table.json")["reference_ms"]
+    assert all(s.measured_ms <= 0.8 * reference * 1.25 for s in selection.structures)
+    assert {t.deployment for t in selection.timed} == {
+        "",
+        *(a.target for a in read_model(out / "deployments.json", Anchors).anchors),
+    }
+
+
+def test_the_winner_is_served_by_its_deployment(finished: tuple[Path, Summary]) -> None:
+    out, summary = finished
+    (chosen,) = summary.chosen
+    target = Target.parse(f"{chosen.runtime}:cpu:precision={chosen.precision}")
+    load_exported(out / chosen.path / served_folder(target))
+    assert summary.target == str(Target.parse(TARGET))
+    script = (out / chosen.path / "serve.py").read_text()
+    assert served_folder(target) in script
+    finalists = [Path(p).name for p in (out / "finalists").iterdir()]
+    assert finalists == ["80pct"]
