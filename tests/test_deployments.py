@@ -101,7 +101,7 @@ def test_the_baseline_is_measured_at_each_deployment(finished: tuple[Path, Summa
 
 
 def test_candidates_of_all_deployments_are_on_one_clock(finished: tuple[Path, Summary]) -> None:
-    out, summary = finished
+    out, _ = finished
     lines = read_lines(out / "candidates.jsonl", Candidate)
     assert {c.deployment for c in lines} == {"", "openvino-int8-static", "onnxruntime-fp32"}
     selection = read_model(out / "selection" / "80pct.json", Selection)
