@@ -1,10 +1,10 @@
-"""Our search of the front: proven starts over the whole range, then what is worth looking at.
+"""Our search of the front: a few starts over the whole range, then what is worth looking at.
 
-The first structures are the exact answers under the additive loss at latencies over the whole
-range, with and without blocks left out, and uniform ones. After each batch a surrogate is fitted
-to all that was evaluated, and the structures with the greatest expected gain of hypervolume
-(Emmerich et al. 2006) are evaluated next: bred from the front by the moves of `evolution`, as many
-generations as cost nothing beside an evaluation.
+The first structures have all layers alike, or are the exact answers under the additive loss, at
+latencies over the whole range: how good either is depends on the network, and few are enough to
+learn from. After each batch a surrogate is fitted to all that was evaluated, and the structures
+with the greatest expected gain of hypervolume (Emmerich et al. 2006) are evaluated next: bred from
+the front by the moves of `evolution`, as many generations as cost nothing beside an evaluation.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hwnas.search.exact import solve_tables
 from hwnas.search.fitting import fill
 from hwnas.search.front import FrontProblem, front
 from hwnas.search.problem import Tables
+from hwnas.search.seeds import uniform
 from hwnas.search.surrogate import Surrogate
 from hwnas.subnetwork import Subnetwork, genomes
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Integers = npt.NDArray[np.int64]
 
-_STARTS = 0.4  # of the evaluations, that the proven starts may take
+_STARTS = 0.15  # of the evaluations, that the starts may take
 _BATCH = 5  # structures between two fits of the surrogate
 _POOL = 256  # structures that are bred at a time
 _GENERATIONS = 12
@@ -140,25 +141,34 @@ def _with_all_that_counts(problem: FrontProblem, evaluated: Sequence[Evaluated])
     return replace(problem, worst=float(max(signals)))
 
 
-def starts(problem: FrontProblem, number: int) -> list[Subnetwork]:
-    """So many structures over the whole range: the proven best, of all blocks and of any, in turn.
+def starts(problem: FrontProblem, number: int, alike: float = 0.5) -> list[Subnetwork]:
+    """So many structures over the whole range: some with all layers alike, then proven best.
 
-    Those of the aims come first; then the range is gone through in ever smaller steps, so that
-    the first of them already span it.
+    Those of the aims come first; then the range is gone through in even steps.
+
+    Args:
+        alike: share of those with all layers alike.
     """
     found: dict[Subnetwork, None] = {}
     for ms in problem.aims:
-        found |= dict.fromkeys(_proven(problem, ms))
-    step = 2
-    while len(found) < number and step <= _FINEST:
-        for ms in problem.latencies(step)[::-1]:
-            for subnetwork in _proven(problem, float(ms)):
-                found.setdefault(subnetwork)
-        step *= 2
+        found |= dict.fromkeys([*(_alike(problem, ms) if alike else ()), *_proven(problem, ms)])
+    for kind, most in ((_alike, int(alike * number)), (_proven, number)):
+        step = max(1, (most - len(found)) // (1 if kind is _alike else 2))
+        while len(found) < most and step <= _FINEST:
+            for ms in problem.latencies(step)[::-1]:
+                found |= dict.fromkeys(kind(problem, float(ms)))
+            step *= 2
     return list(found)[:number]
 
 
 _FINEST = 256  # latencies that starts are sought at
+
+
+def _alike(problem: FrontProblem, ms: float) -> list[Subnetwork]:
+    """The widest that has all layers alike within a latency."""
+    tables = Tables.of(problem.space, problem.loss, problem.predictor.near(ms))
+    widest = uniform(problem.space, tables, ms)
+    return [] if widest is None else [tables.subnetwork(widest)]
 
 
 def _proven(problem: FrontProblem, ms: float) -> list[Subnetwork]:

@@ -96,7 +96,7 @@ class ExactOnly:
     """The proven best under the additive loss, at more and more latencies; learns nothing."""
 
     def __init__(self, problem: FrontProblem, evaluations: int, seed: int) -> None:
-        self.left = starts(problem, evaluations)
+        self.left = starts(problem, evaluations, alike=0)
 
     def ask(self) -> list[Subnetwork]:
         batch, self.left = self.left[:_BATCH], self.left[_BATCH:]

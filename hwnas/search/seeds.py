@@ -63,9 +63,9 @@ def seeds(
 
 def _starts(space: SearchSpace, tables: Tables, budget_ms: float) -> Iterator[tuple[str, Choice]]:
     depth = len(space.blocks)
-    uniform = _uniform(space, tables, budget_ms, depth)
-    if uniform is not None:
-        yield "uniform", uniform
+    alike = uniform(space, tables, budget_ms)
+    if alike is not None:
+        yield "uniform", alike
     whole = _whole_layers(space, tables, budget_ms)
     if whole > 0:
         yield "layers", _first(tables.choice(space.largest), whole)
@@ -74,9 +74,9 @@ def _starts(space: SearchSpace, tables: Tables, budget_ms: float) -> Iterator[tu
         yield "exact", fill(tables, tables.choice(best.subnetwork), budget_ms)
     best = solve_tables(tables, budget_ms)
     yield "exact", fill(tables, tables.choice(best.subnetwork), budget_ms)
-    if uniform is not None:
+    if alike is not None:
         for kind, step in (("uniform-heads", 1), ("uniform-ffn", -1)):
-            variant = _other_ratio(tables, uniform, step, budget_ms)
+            variant = _other_ratio(tables, alike, step, budget_ms)
             if variant is not None:
                 yield kind, variant
     if whole > 0:
@@ -93,9 +93,11 @@ def _may_keep_only(space: SearchSpace, first: int) -> bool:
     return all(options.droppable for options in space.blocks[first:])
 
 
-def _uniform(space: SearchSpace, tables: Tables, budget_ms: float, first: int) -> Choice | None:
-    """The first blocks at the largest common share of their widths that meets the budget."""
-    keep = [i < first for i in range(len(space.blocks))]
+def uniform(
+    space: SearchSpace, tables: Tables, budget_ms: float, first: int | None = None
+) -> Choice | None:
+    """The first blocks, or all, at the largest common share of their widths within the budget."""
+    keep = [first is None or i < first for i in range(len(space.blocks))]
     for share in _shares(space):
         choice = tables.choice(space.scaled(share, keep))
         if fits(tables.ms(choice), budget_ms):
@@ -160,9 +162,9 @@ def _hybrids(
     """The first layers, all alike or at their proven best widths, the budget used up."""
     if not _may_keep_only(space, first):
         return
-    uniform = _uniform(space, tables, budget_ms, first)
-    if uniform is not None:
-        yield "hybrid", fill(tables, uniform, budget_ms)
+    alike = uniform(space, tables, budget_ms, first)
+    if alike is not None:
+        yield "hybrid", fill(tables, alike, budget_ms)
     try:
         best = solve_tables(tables, budget_ms, first)
     except BudgetError:
