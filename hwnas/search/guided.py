@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Integers = npt.NDArray[np.int64]
 
-_STARTS = 0.15  # of the evaluations, that the starts may take
+_STARTS = 0.15  # of the evaluations, that the proven starts may take
+_OFFERED = 32  # such structures beside those, that are offered to the surrogate
 _BATCH = 5  # structures between two fits of the surrogate
 _POOL = 256  # structures that are bred at a time
 _GENERATIONS = 12
@@ -57,6 +58,8 @@ class Guided:
         first = starts(problem, max(2, round(_STARTS * evaluations)))
         looked_at = {c.subnetwork for c in known}
         self.first = [s for s in first if s not in looked_at]
+        # more of their kinds, which the surrogate may find worth looking at
+        self.offered = genomes(starts(problem, _OFFERED))
 
     def ask(self) -> list[Subnetwork]:
         if self.first:
@@ -91,7 +94,7 @@ class Guided:
         """Genomes `(n, blocks, 2)` bred from the front by what the surrogate expects of them."""
         parents = genomes([c.subnetwork for c in front(self.evaluated)])
         others = genomes([c.subnetwork for c in self.evaluated])
-        pool = np.concatenate([parents, others])
+        pool = np.concatenate([parents, others, self.offered])
         for _ in range(_GENERATIONS):
             children = self._children(pool, _POOL)
             pool = np.unique(np.concatenate([pool, children]), axis=0)

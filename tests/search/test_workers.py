@@ -28,14 +28,15 @@ class Plain:
 
 @dataclass(frozen=True)
 class Dying:
-    """The first worker that gets a structure of fewer blocks dies of it; with `always`, each."""
+    """The first worker that gets a certain structure dies of it; with `always`, each."""
 
     folder: Path
+    victim: Subnetwork
     always: bool = False
 
     def __call__(self) -> Evaluate:
         def evaluate(subnetwork: Subnetwork) -> float:
-            if subnetwork.depth < len(subnetwork.blocks):
+            if subnetwork == self.victim:
                 died = self.folder / "died"
                 if self.always or not died.exists():
                     died.touch()
@@ -91,14 +92,14 @@ def test_the_archive_is_the_same_with_any_number_of_workers(number: int) -> None
 
 
 def test_the_archive_is_the_same_when_a_worker_is_killed(tmp_path: Path) -> None:
-    with Workers(Processes(Dying(tmp_path), 2)) as workers:
+    with Workers(Processes(Dying(tmp_path, ALONE[12][0]), 2)) as workers:
         assert archive(workers) == ALONE
     assert (tmp_path / "died").exists()
 
 
 def test_a_structure_that_kills_every_worker_is_named(tmp_path: Path) -> None:
     with (
-        Workers(Processes(Dying(tmp_path, always=True), 2)) as workers,
+        Workers(Processes(Dying(tmp_path, ALONE[12][0], always=True), 2)) as workers,
         pytest.raises(HwnasError, match=r"the workers that evaluated .* died 3 times; is there"),
     ):
         archive(workers)
