@@ -4,7 +4,7 @@ Same recipes, same stages, same compute. What a GPU changes: structures are chos
 table of the machine that they are for, measured there before, and timed there afterwards; they are
 not searched again where they miss. The metric is the dense model's, in torch. `share` is a rival's
 training in shares of what ours spent on the same budgets: 1, as rivals wait for ours to know it (in
-rows of commit 771bb7c they did not, and had what was planned).
+the rows of November 2026 they did not, and had what was planned).
 
     results=benchmarks/results/quality_on_gpu.json
     python benchmarks/quality_on_gpu.py tables                           # here, for each task

@@ -118,7 +118,7 @@ def export_fastest(
             max_drop=max_drop,
             tried=tuple(found),
         )
-        write_record(staged, record)
+        record = write_record(staged, record)
     return record
 
 

@@ -5,10 +5,14 @@ It needs the runtime and a tokenizer (transformers), and neither hwnas nor Optim
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hwnas.errors import HwnasError
 from hwnas.export.folders import MODEL_FILES, format_for, served_folder
 from hwnas.files import write_text
 from hwnas.latency.runtimes import openvino_settings
@@ -67,3 +71,35 @@ def write_serve(out: Path, target: Target) -> None:
         load=_LOAD[target.runtime].format(file=file, device=device).rstrip("\n"),
     )
     write_text(out / SCRIPT, script)
+
+
+def cold_start(out: Path) -> float | None:
+    """Seconds from starting `out/serve.py` in a new process to its first answer; None without one.
+
+    Imports, reading and compiling are part of it. The files are as warm as they just happen to be:
+    those of an export that was timed before are in the system's cache.
+
+    Raises:
+        HwnasError: the script does not answer.
+    """
+    script = out / SCRIPT
+    if not script.exists():
+        return None
+    begin = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("a\n")
+        process.stdin.flush()
+        answered = bool(process.stdout.readline())
+        seconds = time.perf_counter() - begin
+        _, error = process.communicate()
+    if not answered:
+        last = (error.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        raise HwnasError(f"{script}: does not answer ({last}); report this as a bug")
+    return seconds

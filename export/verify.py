@@ -26,7 +26,7 @@ from hwnas.export.folders import (
     served_folder,
 )
 from hwnas.export.quantize import CALIBRATION_ROWS, calibration, quantize_folder
-from hwnas.export.serving import write_serve
+from hwnas.export.serving import cold_start, write_serve
 from hwnas.files import filling, write_json
 from hwnas.latency.target import DEVICES, Target
 from hwnas.progress import bar
@@ -112,6 +112,7 @@ class Verification(Record):
     samples: int
     parity: dict[str, float]  # unquantized format -> largest difference of a logit from torch's
     size_mb: dict[str, float]  # folder's name -> its size, 10^6 bytes
+    cold_start_s: float | None = None  # from starting `serve.py` to its first answer
     metric: str | None = None  # by which those that were tried were scored
     max_drop: float | None = None  # points of it that might be lost
     tried: tuple[Tried, ...] = ()
@@ -123,10 +124,20 @@ class Verification(Record):
         return cls(**{name: getattr(paired, name) for name in names}, **more)
 
 
-def write_record(out: Path, record: Verification) -> None:
-    """Write `export.json` and `serve.py` beside the folders that they speak of."""
+def write_record(out: Path, record: Verification) -> Verification:
+    """Write `serve.py` and `export.json` beside the folders that they speak of.
+
+    Returns:
+        The record, with the time that the script took to start.
+
+    Raises:
+        HwnasError: the script does not answer.
+    """
     write_serve(out, Target.parse(record.target))
+    if record.cold_start_s is None:
+        record = record.model_copy(update={"cold_start_s": cold_start(out)})
     write_json(out / RECORD, record)
+    return record
 
 
 def verify(
@@ -172,8 +183,7 @@ def verify(
         parity=parity,
         size_mb={name: folder_size_mb(out / name) for name in {*present, served.name}},
     )
-    write_record(out, record)
-    return record
+    return write_record(out, record)
 
 
 def measure_against(

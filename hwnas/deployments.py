@@ -149,11 +149,9 @@ def deployments_of(inputs: Inputs, judge: Judge) -> tuple[Deployment, ...]:
     )
 
 
-def ratios(path: Path) -> Sequence[float]:
-    """The baseline's latency at each deployment of a run, of that at its target, which is first."""
-    if not (path / FILE).exists():
-        return (1.0,)
-    return (1.0, *(a.ratio for a in read_model(path / FILE, Anchors).anchors))
+def read_anchors(run: Path) -> tuple[Anchor, ...]:
+    """The baseline at each deployment of a run beside its target's own; empty if there are none."""
+    return read_model(run / FILE, Anchors).anchors if (run / FILE).exists() else ()
 
 
 def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[Anchor]:

@@ -386,10 +386,10 @@ def structure_shares(inputs: Inputs) -> list[float]:
 
     A network that is served twice as fast may be twice as large.
     """
-    from hwnas.deployments import ratios
+    from hwnas.deployments import read_anchors
 
-    known = ratios(inputs.path)
-    return [min(1.0, share / ratio) for share in budget_shares(inputs) for ratio in known]
+    ratios = (1.0, *(anchor.ratio for anchor in read_anchors(inputs.path)))
+    return [min(1.0, share / ratio) for share in budget_shares(inputs) for ratio in ratios]
 
 
 def general_network(

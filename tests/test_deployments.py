@@ -121,5 +121,7 @@ def test_the_winner_is_served_by_its_deployment(finished: tuple[Path, Summary]) 
     assert summary.target == str(Target.parse(TARGET))
     script = (out / chosen.path / "serve.py").read_text()
     assert served_folder(target) in script
+    page = (out / "report.html").read_text()
+    assert "Ways to serve that competed" in page and "openvino int8-static" in page
     finalists = [Path(p).name for p in (out / "finalists").iterdir()]
     assert finalists == ["80pct"]

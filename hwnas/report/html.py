@@ -52,6 +52,7 @@ def render_page(records: RunRecords, rivals: Sequence[Summary] = ()) -> str:
         "count": text.count,
         "duration": text.duration,
         "structure": text.structure,
+        "served_at": text.served_at,
         "unbroken": lambda words: words.replace(" %", "\N{NO-BREAK SPACE}%"),
     }
     summary = records.summary
@@ -74,6 +75,8 @@ def render_page(records: RunRecords, rivals: Sequence[Summary] = ()) -> str:
         space=text.space_size(records.space, records.table),
         rounds=max((c.round for c in records.candidates), default=1),
         selections=records.selections,
+        deployments=records.deployments,
+        signal=records.signal,
         pictures=_pictures(records, rivals),
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from hwnas.deployments import Anchor, read_anchors
 from hwnas.errors import UserError
 from hwnas.files import read_model, validate
 from hwnas.recipe import load_recipe
@@ -43,6 +44,7 @@ class RunRecords:
     importance: Mapping[str, Floats] | None = None
     signal: Signal = "divergence"  # by which the search compared candidates
     selections: Mapping[str, Selection] = field(default_factory=dict)  # by budget, what was timed
+    deployments: tuple[Anchor, ...] = ()  # beside the target's own
 
 
 def read_summary(run: Path) -> Summary:
@@ -83,6 +85,7 @@ def read_run(run: Path) -> RunRecords:
         importance=_read_importance(run / "importance.safetensors"),
         signal=_read_signal(run / "recipe.yaml"),
         selections=_read_selections(run, summary),
+        deployments=read_anchors(run),
     )
 
 

@@ -100,6 +100,8 @@ def render_export(record: Verification, out: Path) -> RenderableType:
         f"p90 {text.milliseconds(record.p90_ms)}, {record.samples} pairs): "
         f"{record.ratio:.2f} of the time of {record.reference}"
     )
+    if record.cold_start_s is not None:
+        finding += f"; serve.py's first answer after {record.cold_start_s:.1f} s"
     shown = [_tried(record)] if record.tried else []
     return Group(table, *shown, Text(finding, style="bold"))
 

@@ -101,6 +101,12 @@ def structure(genome: list[list[int]]) -> str:
     return f"{blocks}, {_span(heads)} heads, FFN {_span(ffn)}{residual}"
 
 
+def served_at(target: str) -> str:
+    """`onnxruntime int8-dynamic`, of a target as it is written in full."""
+    parsed = Target.parse(target)
+    return f"{parsed.runtime} {parsed.precision}"
+
+
 def _span(values: tuple[int, ...]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}-{high}"

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from hwnas.errors import HwnasError
 from hwnas.export import export_model
-from hwnas.export.serving import settings_of, write_serve
+from hwnas.export.serving import cold_start, settings_of, write_serve
 from hwnas.latency.target import Target
 
 TEXTS = ("good day", "a bad bad day", "good")
@@ -46,6 +47,18 @@ def test_the_script_answers_as_torch_does(runtime: str, tiny: Any, tmp_path: Pat
         assert label == model.config.id2label[int(shares.argmax())]
         assert float(share) == pytest.approx(float(shares.max()), abs=2e-3)
         assert float(ms.removesuffix(" ms")) > 0
+
+
+def test_a_script_that_does_not_answer_is_a_bug(tiny: Any, tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    assert cold_start(tmp_path) is None
+    export_model(model, tokenizer, tmp_path / "out", ["openvino"])
+    write_serve(tmp_path / "out", Target.parse("openvino:cpu:threads=1,batch=1,seq=16"))
+    seconds = cold_start(tmp_path / "out")
+    assert seconds is not None and seconds > 0
+    (tmp_path / "out" / "openvino" / "openvino_model.xml").unlink()
+    with pytest.raises(HwnasError, match=r"serve\.py: does not answer \("):
+        cold_start(tmp_path / "out")
 
 
 def test_settings_are_those_that_were_measured() -> None:
