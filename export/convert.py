@@ -15,6 +15,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,21 +84,47 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out:
 def export_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write the OpenVINO folder `out`, for `OVModelFor….from_pretrained`.
 
+    With OpenVINO Tokenizers installed, and a tokenizer that they know, the tokenizer is written as
+    a model of OpenVINO's as well: a server then takes text, and needs no transformers.
+
     Raises:
         UserError: the model is for no task that hwnas knows.
     """
-    _write(_convert_to_openvino, model, tokenizer, out)
+    _write(_convert_to_openvino, model, tokenizer, out, _convert_tokenizer)
 
 
 def _write(
-    writer: Writer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path
+    writer: Writer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    convert: Callable[[PreTrainedTokenizerBase, Path], None] | None = None,
 ) -> None:
+    """Write a model's folder by `writer`, and its tokenizer, also as `convert` does."""
     task_of(type(model))
     with replacing(out) as partial, quiet():
         partial.mkdir()
         exported = _plain_copy(model)
         writer(exported, partial)
-        _tokenizer_for(exported, tokenizer).save_pretrained(partial)
+        saved = _tokenizer_for(exported, tokenizer)
+        saved.save_pretrained(partial)
+        if convert is not None:
+            convert(saved, partial)
+
+
+def _convert_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if find_spec("openvino_tokenizers") is None:
+        return
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+
+    with _no_telemetry():
+        try:
+            # Optimum's own conversion does not cut: the model would read beyond its positions
+            converted = convert_tokenizer(tokenizer, truncation=True)
+        except Exception:  # whatever it raises over kinds of tokenizers that it does not know
+            return
+    openvino.save_model(converted, folder / "openvino_tokenizer.xml")
 
 
 def _save_safetensors(model: PreTrainedModel | Any, folder: Path) -> None:

@@ -102,6 +102,38 @@ def test_loads_without_hwnas_and_agrees_on_real_inputs(
     np.testing.assert_allclose(np.load(found), wanted_logits, rtol=0, atol=1e-3)
 
 
+TEXT_TO_LOGITS = """
+import json, sys
+import numpy as np
+import openvino
+import openvino_tokenizers
+
+folder, texts, found = sys.argv[1:]
+core = openvino.Core()
+tokenizer = core.compile_model(folder + "/openvino_tokenizer.xml", "CPU")
+settings = {"INFERENCE_PRECISION_HINT": "f32"}
+model = core.compile_model(folder + "/openvino_model.xml", "CPU", settings)
+rows = []
+for text in json.load(open(texts, encoding="utf-8")):
+    encoded = {port.get_any_name(): value for port, value in tokenizer([text]).items()}
+    feed = {name: encoded[name] for port in model.inputs for name in [port.get_any_name()]}
+    rows.append(model(feed)[0][0])
+np.save(found, np.array(rows))
+assert not {"transformers", "torch", "hwnas"} & set(sys.modules)
+"""
+
+
+def test_openvino_alone_takes_text_and_agrees_on_real_inputs(
+    exported: Any, texts: list[str], wanted_logits: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    found = tmp_path / "logits.npy"
+    folder = exported.out / "openvino"
+    done = run_python(TEXT_TO_LOGITS, folder, tmp_path / "texts.json", found, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(found), wanted_logits, rtol=0, atol=1e-3)
+
+
 def test_the_blocker_of_these_tests_blocks(tmp_path: Path) -> None:
     assert run_python("import hwnas", cwd=tmp_path).returncode == 0
     done = run_python(WITHOUT_HWNAS + "import hwnas", cwd=tmp_path)
@@ -126,6 +158,7 @@ def test_folder_is_whole(kind: str, exported: Any) -> None:
         assert config["architectures"] == ["BertForSequenceClassification"]
         assert "auto_map" not in config
         assert not [name for name in files if name.endswith(".py")]
+        assert ("openvino_tokenizer.xml" in files) == (kind == "openvino")
 
 
 def test_tokenizer_cuts_at_what_the_model_reads_and_pads_nothing_unasked(exported: Any) -> None:
