@@ -202,7 +202,11 @@ def _one_thread() -> None:
 
 
 class Cluster:
-    """Workers as actors of a Ray cluster, which starts lost ones again by itself."""
+    """Workers as actors of a Ray cluster, which starts lost ones again by itself.
+
+    Raises:
+        HwnasError: no worker can start there.
+    """
 
     def __init__(self, make: Maker, workers: int, address: str) -> None:
         ray = _ray()
@@ -214,12 +218,25 @@ class Cluster:
                 _one_thread()
                 self.evaluate_one = make()
 
+            def ready(self) -> None:
+                """Answers as soon as the worker has started."""
+
             def evaluate(self, subnetwork: Subnetwork) -> float:
                 return self.evaluate_one(subnetwork)
 
         remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_ATTEMPTS)(Actor)
         self.actors: list[Any] = [remote.remote(make) for _ in range(workers)]
         self.busy: dict[Future[float], Any] = {}
+        started, _ = ray.wait([actor.ready.remote() for actor in self.actors], num_returns=1)
+        try:
+            ray.get(started)
+        except ray.exceptions.RayError as error:
+            why = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            self.close()
+            raise HwnasError(
+                f"search: workers cannot start on the cluster ({why}); are hwnas and the run's "
+                "folder there as they are here?"
+            ) from None
 
     def submit(self, subnetwork: Subnetwork) -> Future[float]:
         self.busy = {future: actor for future, actor in self.busy.items() if not future.done()}

@@ -124,8 +124,14 @@ def test_what_evaluating_raises_reaches_the_caller() -> None:
 
 
 @pytest.mark.slow  # starting Ray takes most of a minute
-def test_the_archive_is_the_same_on_a_ray_cluster_where_a_worker_dies(tmp_path: Path) -> None:
+def test_the_archive_is_the_same_on_a_ray_cluster_where_a_worker_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="a cluster needs Ray")
-    with Workers(Cluster(Dying(tmp_path), 2, address="local")) as workers:
+    with pytest.raises(HwnasError, match=r"cannot start .*No module named .*are hwnas and the run"):
+        Cluster(Plain(), 2, address="local")
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+    with Workers(Cluster(Dying(tmp_path, ALONE[12][0]), 2, address="local")) as workers:
         assert archive(workers) == ALONE
     assert (tmp_path / "died").exists()
