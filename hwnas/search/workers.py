@@ -10,8 +10,10 @@ is first counts.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import (
@@ -186,8 +188,17 @@ _evaluator: Evaluate | None = None  # of this worker process
 def _begin(make: Maker) -> None:
     global _evaluator
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asked, not for us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _one_thread()
     _evaluator = make()
+
+
+def _end_with_parent() -> None:
+    """A worker waits for its next structure for ever, also of a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _evaluate(subnetwork: Subnetwork) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -103,6 +104,42 @@ def test_a_structure_that_kills_every_worker_is_named(tmp_path: Path) -> None:
         pytest.raises(HwnasError, match=r"the workers that evaluated .* died 3 times; is there"),
     ):
         archive(workers)
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Notes the worker's process."""
+
+    file: Path
+
+    def __call__(self) -> Evaluate:
+        def evaluate(subnetwork: Subnetwork) -> float:
+            self.file.write_text(str(os.getpid()))
+            return error(subnetwork)
+
+        return evaluate
+
+
+def _killed_while_searching(file: Path) -> None:
+    with Workers(Processes(Telling(file), 1)) as workers:
+        workers([PROBLEM.space.largest])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_end_with_who_asked(tmp_path: Path) -> None:
+    import psutil
+
+    process = multiprocessing.get_context("spawn").Process(
+        target=_killed_while_searching, args=(tmp_path / "pid",)
+    )
+    process.start()
+    process.join()
+    worker = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not psutil.pid_exists(worker):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"worker {worker} is still there")
 
 
 def test_a_straggler_does_not_hold_up_the_search(tmp_path: Path) -> None:
