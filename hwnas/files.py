@@ -99,7 +99,7 @@ def filling(folder: Path) -> Iterator[Path]:
     _remove(folder / ".filling")
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _LEAST_FREE = 2**16  # bytes, below which a failed write is taken to have failed for that
 
 

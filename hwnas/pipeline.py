@@ -274,7 +274,7 @@ def _rival_compute(inputs: Inputs, given: Given) -> dict[str, float]:
     else:
         space = read_model(inputs.path / "space.json", SearchSpace)
         of_budgets = inputs.plan.for_budgets(stages.budget_shares(inputs))
-        total, of = network_cost(inputs, space) + of_budgets, budgets
+        total, of = _network_cost(inputs, space) + of_budgets, budgets
     return parts_of(inputs, total, of)
 
 
@@ -291,7 +291,7 @@ def parts_of(inputs: Inputs, total: float, of: Sequence[str]) -> dict[str, float
     }
 
 
-def network_cost(inputs: Inputs, space: SearchSpace) -> float:
+def _network_cost(inputs: Inputs, space: SearchSpace) -> float:
     """Full-model steps of the super-network's training, on unlabelled text too."""
     plan, shape = inputs.plan, inputs.shape
     sandwich = stages.sandwich(inputs, space)
@@ -312,7 +312,7 @@ def spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
     plan = inputs.plan
     forward = plan.evaluation_rows / plan.batch * FORWARD
     evaluated = {str(line["genome"]): line for line in inputs.directory.lines("candidates.jsonl")}
-    supernet = network_cost(inputs, contest.space) if contest.network is not None else 0.0
+    supernet = _network_cost(inputs, contest.space) if contest.network is not None else 0.0
     return Compute(
         baseline=stages.baseline(inputs).steps,
         supernet=round(supernet, 1),
