@@ -32,6 +32,6 @@ class SearchSpec(BaseModel):
 
     signal: Signal = "divergence"
     # with a dozen evaluations for each budget, `evolution`'s starts are as good: MiniLM on SST-2,
-    # per cent wrong at 50, 33 and 20 %, means of three seeds, 12.1, 14.6, 17.7 (`guided` 12.5, 14.2,
-    # 19.0); with thirty, `guided` is ahead (10.6, 12.7, 17.9 and 12.0, 14.3, 17.7)
+    # per cent wrong at 50, 33, 20 %, means of three seeds: 12.0, 14.6, 17.7 (`guided`: 12.5, 14.2,
+    # 19.0); with thirty `guided` is ahead (10.6, 12.7, 17.9, and 12.0, 14.3, 17.7)
     algorithm: Algorithm = "evolution"
