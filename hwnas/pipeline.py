@@ -19,7 +19,7 @@ from hwnas.anatomy import find_shape
 from hwnas.anatomy.dense import check_hidden
 from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
 from hwnas.delivery import deliver
-from hwnas.deployments import deployments_of, tables_of, targets_of
+from hwnas.deployments import Deployment, deployments_of, tables_of, targets_of
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_model, replacing
@@ -128,8 +128,10 @@ def until_network(inputs: Inputs, given: Given) -> Contest:
     teacher = stages.load_teacher(inputs, scores)
     with directory.stage("teacher"), leader_first():
         judge = Judge(inputs, stages.teacher_answers(inputs, teacher))
-    with directory.stage("deployments"), leader_first():
-        deployments = deployments_of(inputs, judge)
+    deployments: Sequence[Deployment] = ()
+    if recipe.deployments:
+        with directory.stage("deployments"), leader_first():
+            deployments = deployments_of(inputs, judge)
     network: SuperNetwork | None = None
     if recipe.strategy == "search":
         if recipe.unlabelled is not None:

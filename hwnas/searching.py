@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas.contest import Contest, Winner, choose_structures
 from hwnas.delivery import deliver
-from hwnas.deployments import deployments_of, tables_of, targets_of
+from hwnas.deployments import Deployment, deployments_of, tables_of, targets_of
 from hwnas.errors import UserError
 from hwnas.files import replacing
 from hwnas.latency.runtimes import require
@@ -112,9 +113,11 @@ def search_trained(
         check_budgets(inputs, table, trained.space)
     inputs.directory = RunDirectory.open(out, recipe, resume)
     _take(run, out, table)
-    with inputs.directory.stage("deployments"):
-        check_budgets(inputs, table, trained.space, tables_of(inputs).values())
-        deployments = deployments_of(inputs, trained.judge)
+    deployments: Sequence[Deployment] = ()
+    if recipe.deployments:
+        with inputs.directory.stage("deployments"):
+            check_budgets(inputs, table, trained.space, tables_of(inputs).values())
+            deployments = deployments_of(inputs, trained.judge)
     with ExitStack() as stack:
         workers = stack.enter_context(Workers(_backend(run, recipe, hands)))
         contest = Contest(
