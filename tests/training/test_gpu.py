@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
+from transformers import BertForSequenceClassification, TrainerCallback
 
 from hwnas.anatomy import find_shape
 from hwnas.elastic.residual import reorder_residual
@@ -23,16 +23,6 @@ from hwnas.training.sampling import Sandwich
 from hwnas.training.trainer import Optimization, train
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def tokenizer():
-    from tokenizers import Tokenizer, models
-
-    vocab = {f"t{i}": i for i in range(64)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="t1")), pad_token="t0"
-    )
 
 
 @pytest.fixture

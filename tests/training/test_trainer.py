@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
+from transformers import BertForSequenceClassification, TrainerCallback
 
 from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
@@ -17,16 +17,6 @@ from hwnas.training.memory import Memory
 from hwnas.training.order import training_order
 from hwnas.training.sampling import Sandwich
 from hwnas.training.trainer import Optimization, train
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    from tokenizers import Tokenizer, models
-
-    vocab = {f"t{i}": i for i in range(64)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="t1")), pad_token="t0"
-    )
 
 
 @pytest.fixture
