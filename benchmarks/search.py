@@ -1,14 +1,15 @@
 """How many evaluations a search needs for a good front of quality and latency, beside its rivals.
 
-The space is that of a real super-network: MiniLM, trained on SST-2 by the recipe below. A structure
-is as bad as its share of wrong answers on 512 validation sentences, with the super-network's
-weights, and as slow as a measured latency table predicts. What counts is the hypervolume: the share
-of the box between the fastest and the slowest structure, and between no error and that of a
-constant answer, that the front dominates.
+Two spaces, those of real super-networks trained on SST-2 by the recipe below: MiniLM's, and that of
+an encoder of twelve layers (`deeper`). The searches were developed on the first. A structure is as
+bad as its share of wrong answers on validation sentences, with the super-network's weights, and as
+slow as a measured latency table predicts. What counts is the hypervolume: the share of the box
+between the fastest and the slowest structure, and between no error and that of a constant answer,
+that the front dominates.
 
-Every evaluation is real, and kept in `results/search_evaluations.json` with the space, the
-importances and the table, so that a second run takes minutes; without that file the super-network
-is trained first (`runs/search`), and some ten thousand structures are evaluated.
+Every evaluation is real, and kept in `results/search_evaluations_*.json` with the space, the
+importances and the table, so that a second run takes minutes; without that file, or for evaluations
+that are not in it, the super-network is trained first (`runs/search`).
 
 Then the exact solver alone: 32 blocks, 20 options each, 20 budgets.
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from deeper import deeper_minilm
 from record import ROOT, Results, options
 
 from hwnas.files import read_json, validate, write_json
@@ -43,10 +45,10 @@ from hwnas.subnetwork import Subnetwork
 from hwnas.trained import TrainedRun
 
 DATA = ROOT.parent / "shared" / "data" / "sst2"
-RUN = ROOT / "runs" / "search" / "minilm-sst2"
-EVALUATIONS = ROOT / "benchmarks" / "results" / "search_evaluations.json"
-RECIPE = {
-    "model": "demo:minilm",
+RUNS = ROOT / "runs" / "search"
+RESULTS = ROOT / "benchmarks" / "results"
+SPACES = ("minilm-sst2", "deeper-sst2")
+RECIPE: dict[str, Any] = {
     "task": {
         "data": str(DATA / "train.jsonl"),
         "test": str(DATA / "dev.jsonl"),
@@ -66,25 +68,29 @@ RECIPE = {
         "evaluation_rows": 512,
     },
 }
+DEEPER_ROWS = 256  # that judge a structure of twelve layers
 SEEDS, QUICK_SEEDS = 5, 1
 MOST = {"guided": 100, "exact": 100}  # evaluations; of the rivals:
 RIVALS_MOST = 500
 AT = (10, 20, 30, 50, 75, 100, 150, 200, 300, 400, 500)  # evaluations that the front is looked at
 OURS_AT = 50
+CHECKED = 8  # evaluations on record that are made again before new ones are added
 SAVE_EVERY = 200  # fresh evaluations
 PROTOCOL = (
-    "MiniLM's super-network on SST-2, error on 512 validation sentences against predicted latency "
-    "(OpenVINO, 1 thread, batches of 8, 32 tokens); hypervolume after so many evaluations, 5 seeds"
+    "super-networks on SST-2 of MiniLM (error on 512 validation sentences) and of it with every "
+    "layer twice (256 sentences), against predicted latency (OpenVINO, 1 thread, batches of 8, 32 "
+    "tokens); hypervolume after so many evaluations"
 )
 
 
 class Evaluations:
     """Real evaluations: those on record, and by workers whatever else is asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, space: str) -> None:
+        self.name = space
+        self.path = path = RESULTS / f"search_evaluations_{space}.json"
         if not path.exists():
-            _record_problem(path)
+            _record_problem(space, path)
         stored = read_json(path)
         self.stored = stored
         self.signals: dict[str, float] = stored["signals"]
@@ -103,13 +109,28 @@ class Evaluations:
         missing = [s for s in subnetworks if str(s) not in self.signals]
         if missing:
             if self.workers is None:
-                make = JudgeOfRun(trained(), validate(Recipe, RECIPE, where="recipe"))
+                make = JudgeOfRun(trained(self.name), recipe_of(self.name))
                 self.workers = Workers(Processes(make, os.cpu_count() or 1))
+                self._check_same_network(self.workers)
             self.signals |= dict(zip(map(str, missing), self.workers(missing), strict=True))
             self.fresh += len(missing)
             if self.fresh >= SAVE_EVERY:
                 self.save()
         return [self.signals[str(s)] for s in subnetworks]
+
+    def _check_same_network(self, workers: Workers) -> None:
+        """Evaluations of differently trained super-networks must not be mixed."""
+        known = [_parsed(text) for text in list(self.signals)[:CHECKED]]
+        if [self.signals[str(s)] for s in known] != workers(known):
+            raise SystemExit(
+                f"{RUNS / self.name}: this super-network does not answer as the one on record in "
+                f"{self.path} did (another processor?); remove that file to evaluate all anew"
+            )
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self.workers is not None:
+            self.workers.backend.close()
 
     def save(self) -> None:
         """Write what was evaluated, if anything was."""
@@ -118,18 +139,35 @@ class Evaluations:
             self.fresh = 0
 
 
-def trained() -> Path:
+def _parsed(text: str) -> Subnetwork:
+    """The subnetwork that is written so."""
+    blocks = (block.split("x") if block != "-" else (0, 0) for block in text.split())
+    return Subnetwork.of([[int(heads), int(ffn)] for heads, ffn in blocks])
+
+
+def recipe_of(space: str) -> Recipe:
+    """By which a space's super-network is trained, and its structures are judged."""
+    if space == "minilm-sst2":
+        value = {"model": "demo:minilm"} | RECIPE
+    else:
+        model = deeper_minilm(RUNS / "deeper-minilm")
+        compute = RECIPE["compute"] | {"evaluation_rows": DEEPER_ROWS}
+        value = {"model": str(model)} | RECIPE | {"compute": compute}
+    return validate(Recipe, value, where="recipe")
+
+
+def trained(space: str = SPACES[0]) -> Path:
     """The run whose super-network is searched, trained if it is not there."""
-    if not (RUN / "supernet").exists():
+    run = RUNS / space
+    if not (run / "supernet").exists():
         if not DATA.is_dir():
             raise SystemExit(f"{DATA} is not there, and some evaluations are not on record")
-        recipe = validate(Recipe, RECIPE, where="recipe")
-        train_supernet(recipe, RUN, resume=True).inputs.directory.close()
-    return RUN
+        train_supernet(recipe_of(space), run, resume=True).inputs.directory.close()
+    return run
 
 
-def _record_problem(path: Path) -> None:
-    run = TrainedRun.open(trained())
+def _record_problem(space: str, path: Path) -> None:
+    run = TrainedRun.open(trained(space))
     loss = run.scores.loss()
 
     def rounded(curves: Sequence[Any]) -> list[list[float]]:
@@ -138,7 +176,7 @@ def _record_problem(path: Path) -> None:
     write_json(
         path,
         {
-            "recipe": RECIPE,
+            "recipe": recipe_of(space).model_dump(mode="json"),
             "space": run.space.model_dump(mode="json"),
             "heads": rounded(loss.heads),
             "ffn": rounded(loss.ffn),
@@ -205,35 +243,49 @@ def main() -> None:
     """Search, and write the rows and the headline."""
     args = options("search", __doc__)
     results = Results("search", args.quick, PROTOCOL, args.json)
-    evaluations = Evaluations(EVALUATIONS)
+    spaces = [Evaluations(space) for space in (SPACES[:1] if args.quick else SPACES)]
     for seed in range(QUICK_SEEDS if args.quick else SEEDS):
-        for name in SEARCHERS:
-            key = {"what": "front", "space": "minilm-sst2", "searcher": name, "seed": seed}
-            results.row(key, partial(front_row, evaluations, name, seed))
+        for space in spaces:
+            for name in SEARCHERS:
+                key = {"what": "front", "space": space.name, "searcher": name, "seed": seed}
+                results.row(key, partial(front_row, space, name, seed))
         results.row({"what": "exact", "seed": seed}, partial(exact_row, seed))
-    if evaluations.workers is not None:
-        evaluations.workers.backend.close()
+    for space in spaces:
+        space.close()
     results.finish(headline(results.rows))
 
 
 def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Evaluations that ours needs for plain NSGA-II's hypervolume with all of its own."""
-    fronts = [row for row in rows if row["what"] == "front"]
+    """Per space, evaluations that ours needs for the hypervolume of all of NSGA-II's."""
+    found = {space: _of_space(rows, space) for space in SPACES}
+    seconds = max(row["exact_seconds"] for row in rows if row["what"] == "exact")
+    return {space: value for space, value in found.items() if value} | {"exact_seconds": seconds}
 
-    def mean_at(name: str, n: int) -> float:
+
+def _of_space(rows: list[dict[str, Any]], space: str) -> dict[str, Any]:
+    fronts = [row for row in rows if row["what"] == "front" and row["space"] == space]
+
+    def every_at(name: str, n: int) -> list[float]:
         found = [r["hypervolume"] for r in fronts if r["searcher"] == name]
         # a row that was read has text for keys
-        return statistics.mean(float(h.get(n, h.get(str(n), 0.0))) for h in found)
+        return [float(h.get(n, h.get(str(n), 0.0))) for h in found]
 
+    def mean_at(name: str, n: int) -> float:
+        return statistics.mean(every_at(name, n))
+
+    if not fronts:
+        return {}
     plain = mean_at("nsga2", RIVALS_MOST)
     enough = [n for n in AT if n <= MOST["guided"] and mean_at("guided", n) >= plain]
+    most = {name: MOST.get(name, RIVALS_MOST) for name in SEARCHERS}
     return {
         "evals_to_match_nsga2_500": min(enough, default=None),
-        "exact_seconds": max(r["exact_seconds"] for r in rows if r["what"] == "exact"),
         f"hypervolume_of_ours_at_{OURS_AT}": round(mean_at("guided", OURS_AT), 4),
-        "hypervolume_in_the_end": {
-            name: round(mean_at(name, MOST.get(name, RIVALS_MOST)), 4) for name in SEARCHERS
+        "hypervolume_in_the_end": {name: round(mean_at(name, n), 4) for name, n in most.items()},
+        "spread": {
+            name: round(statistics.pstdev(every_at(name, n)), 4) for name, n in most.items()
         },
+        "seeds": {name: len(every_at(name, n)) for name, n in most.items()},
     }
 
 

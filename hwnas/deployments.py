@@ -24,6 +24,7 @@ from hwnas.errors import UserError
 from hwnas.files import read_model, write_json
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import PRECISIONS, Target
+from hwnas.stages import profiled
 from hwnas.summary import Record
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 FILE = "deployments.json"
+TABLES = "tables"  # folder of the deployments' latency tables
 
 
 class Anchor(Record):
@@ -112,21 +114,10 @@ def targets_of(recipe: Recipe) -> list[Target]:
 
 def tables_of(inputs: Inputs) -> dict[Target, LatencyTable]:
     """`tables/`: latency tables of all deployments but the target's own, measured if missing."""
-    from hwnas.latency.profiling import profile
-
-    found = {}
-    for target in targets_of(inputs.recipe):
-        path = inputs.path / "tables" / f"{name_of(target)}.json"
-        if not path.exists():
-            profile(
-                inputs.config,
-                target,
-                validate=inputs.recipe.measure.validate_table,
-                seed=inputs.recipe.seed,
-                hidden=inputs.recipe.space.hidden,
-            ).save(path)
-        found[target] = LatencyTable.load(path)
-    return found
+    return {
+        target: profiled(inputs, target, inputs.path / TABLES / f"{name_of(target)}.json")
+        for target in targets_of(inputs.recipe)
+    }
 
 
 def deployments_of(inputs: Inputs, judge: Judge) -> tuple[Deployment, ...]:

@@ -19,7 +19,7 @@ from hwnas.anatomy import find_shape
 from hwnas.anatomy.dense import check_hidden
 from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
 from hwnas.delivery import deliver
-from hwnas.deployments import Deployment, deployments_of, tables_of, targets_of
+from hwnas.deployments import TABLES, Deployment, deployments_of, tables_of, targets_of
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_model, replacing
@@ -226,7 +226,7 @@ def _check_reuse(recipe: Recipe, other: Path) -> None:
 
 
 def take(other: Path, out: Path) -> None:
-    """Copy the baseline and the table of another run."""
+    """Copy the baseline and the tables of another run."""
     if not (out / "baseline").exists():
         with replacing(out / "baseline") as partial:
             for name in ("model", "start"):
@@ -237,6 +237,9 @@ def take(other: Path, out: Path) -> None:
     if not (out / "table.json").exists():
         with replacing(out / "table.json") as partial:
             shutil.copy(other / "table.json", partial)
+    if (other / TABLES).exists() and not (out / TABLES).exists():
+        with replacing(out / TABLES) as partial:
+            shutil.copytree(other / TABLES, partial)
 
 
 def find_winners(contest: Contest, compute: Mapping[str, float]) -> dict[str, Winner]:

@@ -224,19 +224,24 @@ def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
     """`table.json`: operator costs of the target, measured now or given (and checked) before."""
     path = inputs.path / "table.json"
     if not path.exists():
-        if given is not None:
-            table = LatencyTable.find(given)
-        else:
-            from hwnas.latency.profiling import profile
+        if given is None:
+            return profiled(inputs, inputs.target, path)
+        LatencyTable.find(given).save(path)
+    return LatencyTable.load(path)
 
-            table = profile(
-                inputs.config,
-                inputs.target,
-                validate=inputs.recipe.measure.validate_table,
-                seed=inputs.recipe.seed,
-                hidden=inputs.recipe.space.hidden,
-            )
-        table.save(path)
+
+def profiled(inputs: Inputs, target: Target, path: Path) -> LatencyTable:
+    """The latency table in the file `path`, measured if it is not there."""
+    from hwnas.latency.profiling import profile
+
+    if not path.exists():
+        profile(
+            inputs.config,
+            target,
+            validate=inputs.recipe.measure.validate_table,
+            seed=inputs.recipe.seed,
+            hidden=inputs.recipe.space.hidden,
+        ).save(path)
     return LatencyTable.load(path)
 
 
