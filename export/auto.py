@@ -22,10 +22,17 @@ from hwnas.export.compare import check_parity
 from hwnas.export.convert import export_model
 from hwnas.export.folders import RUNTIMES, folder_size_mb, served_folder
 from hwnas.export.quantize import calibration, quantize_folder
-from hwnas.export.verify import Judged, Tried, Verification, measure_against, write_record
+from hwnas.export.verify import (
+    Judged,
+    Tried,
+    Verification,
+    for_model,
+    measure_against,
+    write_record,
+)
 from hwnas.files import replacing
 from hwnas.latency.measure import settled
-from hwnas.latency.target import DEVICES, PRECISIONS, Target
+from hwnas.latency.target import DEVICES, PHASES, PRECISIONS, Target
 from hwnas.progress import bar
 
 if TYPE_CHECKING:
@@ -36,7 +43,8 @@ if TYPE_CHECKING:
 
 _AGAIN = 3  # of the fastest, that are timed again until they are sure
 SERVED = ("openvino", "onnxruntime")  # runtimes that may be chosen
-_NOT_TRIED = ("int4-weights",)  # of encoders: answers suffer, and computing is no faster
+# of encoders: answers suffer, and computing is no faster; of language models: they suffer more
+_NOT_TRIED = {"encode": ("int4-weights",), "prefill": ("int8-static",), "decode": ("int8-static",)}
 
 
 def combinations(target: Target, runtimes: Sequence[str] = SERVED) -> list[Target]:
@@ -49,10 +57,12 @@ def combinations(target: Target, runtimes: Sequence[str] = SERVED) -> list[Targe
             continue
         for precision in PRECISIONS[runtime]:
             one = replace(target, runtime=runtime, precision=precision)
-            if precision in _NOT_TRIED or (target.device != "cpu" and precision != "fp32"):
+            if precision in _NOT_TRIED[target.phase] or (
+                target.device != "cpu" and precision != "fp32"
+            ):
                 continue
             try:
-                one.check_exportable()
+                one.check_exportable(PHASES)
                 require(one)
             except UserError:
                 continue
@@ -84,6 +94,7 @@ def export_fastest(
     """
     from hwnas.latency.runtimes import check_length
 
+    target = for_model(target, model.config)
     check_length(model.config, target)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; choose another --out or remove it")

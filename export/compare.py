@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hwnas.anatomy.heads import generates
 from hwnas.errors import HwnasError
 from hwnas.export.folders import find_format, load_exported
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3  # of a logit; float32 kernels of different runtimes differ by about 1e-6
 _BATCH = 16
+# of a language model: texts that are continued, tokens read of each, tokens that come
+_PROMPTS, _PROMPT, _CONTINUED = 6, 96, 8
 
 
 def parity(
@@ -29,6 +32,7 @@ def parity(
     """The largest absolute difference of a logit between `model` and `folder`, on `encoded`.
 
     A differing number of labels counts as infinite; a logit that is not a number makes it NaN.
+    A language model continues a few of the texts, so that its cache is part of what is compared.
 
     Args:
         model: the dense torch model that was exported.
@@ -41,11 +45,44 @@ def parity(
     """
     from hwnas.tasks.predict import predict
 
+    if generates(model.config):
+        exported = load_exported(folder, threads, exact=True)
+        return _parity_of_continuations(model, exported, encoded)
     found = predict(load_exported(folder, threads), encoded, batch_size=_BATCH)
     wanted = predict(model, encoded, batch_size=_BATCH)
     if found.shape != wanted.shape:
         return math.inf
     return float(np.abs(found - wanted).max(initial=0.0))
+
+
+def _parity_of_continuations(model: Any, exported: Any, encoded: Dataset) -> float:
+    """The largest difference of a logit where the exported model continues prompts greedily."""
+    import torch
+
+    worst = 0.0
+    every = encoded["input_ids"]
+    for at in np.linspace(0, len(every) - 1, min(_PROMPTS, len(every))).astype(int):
+        prompt = torch.tensor([every[int(at)][:_PROMPT]])
+        with torch.inference_mode():
+            written = exported.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                min_new_tokens=_CONTINUED,
+                max_new_tokens=_CONTINUED,
+                do_sample=False,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            found = torch.stack([torch.as_tensor(step)[0] for step in written.logits]).float()
+            wanted = model(written.sequences).logits[0, prompt.shape[1] - 1 : -1].float()
+        if found.shape != wanted.shape:
+            return math.inf
+        difference = float((found - wanted).abs().max())
+        worst = difference if math.isnan(difference) else max(worst, difference)
+        if math.isnan(worst):
+            return worst
+    return worst
 
 
 def check_parity(

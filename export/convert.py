@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.anatomy.heads import auto_name, task_of
+from hwnas.anatomy.heads import auto_name, generates, task_of
 from hwnas.errors import UserError
 from hwnas.export.folders import FORMATS, check_format, quiet
 from hwnas.files import replacing
@@ -85,7 +85,8 @@ def export_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """Write the OpenVINO folder `out`, for `OVModelFor….from_pretrained`.
 
     With OpenVINO Tokenizers installed, and a tokenizer that they know, the tokenizer is written as
-    a model of OpenVINO's as well: a server then takes text, and needs no transformers.
+    a model of OpenVINO's as well: a server then takes text, and needs no transformers. A language
+    model keeps the keys and values of the tokens before in states of its own.
 
     Raises:
         UserError: the model is for no task that hwnas knows.
@@ -117,14 +118,18 @@ def _convert_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None
         return
     import openvino
     from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoConfig
 
+    speaks = generates(AutoConfig.from_pretrained(folder))
     with _no_telemetry():
         try:
             # Optimum's own conversion does not cut: the model would read beyond its positions
-            converted = convert_tokenizer(tokenizer, truncation=True)
+            converted = convert_tokenizer(tokenizer, with_detokenizer=speaks, truncation=True)
         except Exception:  # whatever it raises over kinds of tokenizers that it does not know
             return
-    openvino.save_model(converted, folder / "openvino_tokenizer.xml")
+    names = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+    for name, model in zip(names, converted if speaks else (converted,), strict=False):
+        openvino.save_model(model, folder / name)
 
 
 def _save_safetensors(model: PreTrainedModel | Any, folder: Path) -> None:
@@ -141,7 +146,7 @@ def _save_safetensors(model: PreTrainedModel | Any, folder: Path) -> None:
 def _convert_to_onnx(model: PreTrainedModel, folder: Path) -> None:
     from optimum.exporters.onnx import onnx_export_from_model
 
-    task = task_of(type(model))
+    task = _exporters_task(model)
     _pass_for_transformers(model)
     onnx_export_from_model(model, folder, task=task, do_validation=False)
 
@@ -149,10 +154,17 @@ def _convert_to_onnx(model: PreTrainedModel, folder: Path) -> None:
 def _convert_to_openvino(model: PreTrainedModel, folder: Path) -> None:
     from optimum.exporters.openvino import export_from_model
 
-    task = task_of(type(model))
+    task = _exporters_task(model)
     _pass_for_transformers(model)
     with _no_telemetry():
-        export_from_model(model, folder, task=task, preprocessors=[], stateful=False)
+        export_from_model(
+            model, folder, task=task, preprocessors=[], stateful=generates(model.config)
+        )
+
+
+def _exporters_task(model: PreTrainedModel) -> str:
+    """What Optimum calls the task; a language model's graph takes and gives its cache."""
+    return task_of(type(model)) + ("-with-past" if generates(model.config) else "")
 
 
 def _plain_copy(model: PreTrainedModel | Any) -> PreTrainedModel:

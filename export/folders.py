@@ -119,7 +119,7 @@ def reading(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be loaded ({why}); export the model again") from error
 
 
-def load_exported(folder: Path, threads: int | None = None) -> Any:
+def load_exported(folder: Path, threads: int | None = None, *, exact: bool = False) -> Any:
     """Load the folder as a user of transformers or Optimum would, a model to call on a batch.
 
     OpenVINO computes in float32, as it does when it is timed, also on processors where it would
@@ -128,6 +128,8 @@ def load_exported(folder: Path, threads: int | None = None) -> Any:
     Args:
         folder: of any format.
         threads: bounds ONNX Runtime's and OpenVINO's; torch's are the process's own.
+        exact: keep keys and values in float32 too; OpenVINO by itself keeps them in 8 bits, which
+            is how it is timed and serves.
 
     Raises:
         UserError: there is no such folder, no exported model in it, or its files are damaged.
@@ -136,9 +138,11 @@ def load_exported(folder: Path, threads: int | None = None) -> Any:
     if name == "model":
         from hwnas.models import load
 
-        return load(folder)
+        return load(folder, shrinkable=False)
     with reading(folder):
-        return (_load_onnx if name == "onnx" else _load_openvino)(folder, threads)
+        if name == "onnx":
+            return _load_onnx(folder, threads)
+        return _load_openvino(folder, threads, exact)
 
 
 def _load_onnx(folder: Path, threads: int | None) -> Any:
@@ -159,13 +163,15 @@ def _load_onnx(folder: Path, threads: int | None) -> Any:
     )
 
 
-def _load_openvino(folder: Path, threads: int | None) -> Any:
+def _load_openvino(folder: Path, threads: int | None, exact: bool) -> Any:
     from optimum import intel
 
     hint = "bf16" if computed_in(folder) == "bf16" else "f32"
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
+    if exact:
+        settings["KV_CACHE_PRECISION"] = "f32"
     with quiet():  # Optimum looks for a local folder in the hub's cache, and warns
         model_class = getattr(intel, f"OV{_ending(folder)}")
         return model_class.from_pretrained(

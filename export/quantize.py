@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.export.folders import MODEL_FILES, SERVING, find_format, quiet
 from hwnas.files import replacing, write_json
-from hwnas.latency.precision import group_for, quantized
+from hwnas.latency.precision import group_of, quantized
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,17 +33,16 @@ def quantize_folder(source: Path, out: Path, precision: str, rows: Sequence[Feed
     Args:
         source: an ONNX or OpenVINO folder.
         precision: one that `target.PRECISIONS` lists for its runtime.
-        rows: a task's inputs, see `calibration`; static quantization needs some.
+        rows: a task's inputs, see `calibration`; static quantization needs some, int4 is better
+            with some.
 
     Raises:
         UserError: no exported model in `source`.
     """
     from transformers import AutoConfig
 
-    from hwnas.anatomy import find_shape
-
     file = MODEL_FILES[find_format(source)]
-    group = group_for(find_shape(AutoConfig.from_pretrained(source)))
+    group = group_of(AutoConfig.from_pretrained(source))
     with replacing(out) as partial, quiet():
         weights = (file, Path(file).with_suffix(".bin").name)
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*weights))
@@ -74,14 +73,21 @@ def calibration(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Fe
     Args:
         encoded: rows as `Kind.encode` makes them.
     """
-    from hwnas.training.trainer import collator, model_columns, questions
+    import numpy as np
 
-    rows = model_columns(encoded)
-    rows = rows.select(range(min(len(rows), CALIBRATION_ROWS)))
-    collate = collator(tokenizer, rows)
-    return [{k: v.numpy() for k, v in questions(collate([row])).items()} for row in rows]
+    rows = encoded.select(range(min(len(encoded), CALIBRATION_ROWS))).with_format(None)
+    names = [name for name in tokenizer.model_input_names if name in rows.column_names]
+    return [{name: np.array([row[name]], dtype=np.int64) for name in names} for row in rows]
 
 
 def _only(rows: Sequence[Feed], names: set[str]) -> Iterator[Feed]:
+    """The rows with just these inputs; those that follow from the tokens are added."""
+    import numpy as np
+
     for row in rows:
-        yield {name: value for name, value in row.items() if name in names}
+        ids = row["input_ids"]
+        made: Feed = {
+            "position_ids": np.broadcast_to(np.arange(ids.shape[1]), ids.shape),
+            "beam_idx": np.arange(len(ids), dtype=np.int32),
+        }
+        yield {name: value for name, value in (made | row).items() if name in names}

@@ -47,6 +47,46 @@ _LOAD = {
         return session.run(None, feed)[0]
 """,
 }
+# the same for language models: `first` begins a new text
+_LOAD_TEXT = {
+    "openvino": """\
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(FOLDER / "{file}", "{device}", SETTINGS)
+    request = compiled.create_infer_request()
+    names = [port.get_any_name() for port in compiled.inputs]
+
+    def run(feed, first):
+        if first:
+            request.reset_state()
+        return request.infer(feed)[compiled.output(0)]
+""",
+    "onnxruntime": """\
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    for name, value in SETTINGS.items():
+        setattr(options, name, value)
+    session = onnxruntime.InferenceSession(
+        str(FOLDER / "{file}"), options, providers=["{device}"]
+    )
+    names = [port.name for port in session.get_inputs()]
+    kept = [port for port in session.get_inputs() if port.name.startswith("past_key_values")]
+    cache = {{}}
+
+    def run(feed, first):
+        if first:
+            for port in kept:
+                _, heads, _, size = port.shape
+                cache[port.name] = np.zeros((1, heads, 0, size), dtype=np.float32)
+        logits, *present = session.run(None, {{**feed, **cache}})
+        names_of_present = [port.name for port in session.get_outputs()[1:]]
+        for name, value in zip(names_of_present, present):
+            cache[name.replace("present", "past_key_values")] = value
+        return logits
+""",
+}
 _DEVICES = {"onnxruntime": {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}}
 
 
@@ -63,12 +103,15 @@ def write_serve(out: Path, target: Target) -> None:
         return
     file = MODEL_FILES[format_for(target.runtime)]
     device = _DEVICES.get(target.runtime, {}).get(target.device, target.device.upper())
-    template = (resources.files("hwnas.export") / "serve.py.in").read_text(encoding="utf-8")
+    writes = target.phase != "encode"
+    source = "serve_text.py.in" if writes else "serve.py.in"
+    template = (resources.files("hwnas.export") / source).read_text(encoding="utf-8")
+    load = (_LOAD_TEXT if writes else _LOAD)[target.runtime]
     script = template.format(
         packages=f"{target.runtime} transformers",
         folder=served_folder(target),
         settings=repr(settings_of(target)),
-        load=_LOAD[target.runtime].format(file=file, device=device).rstrip("\n"),
+        load=load.format(file=file, device=device).rstrip("\n"),
     )
     write_text(out / SCRIPT, script)
 
@@ -87,7 +130,7 @@ def cold_start(out: Path) -> float | None:
         return None
     begin = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), "1"],  # of a language model's tokens
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwnas.anatomy.heads import generates
 from hwnas.errors import UserError
 from hwnas.export.compare import TOLERANCE, check_parity, parity, random_rows
 from hwnas.export.convert import RECORD, export_model
@@ -28,7 +29,7 @@ from hwnas.export.folders import (
 from hwnas.export.quantize import CALIBRATION_ROWS, calibration, quantize_folder
 from hwnas.export.serving import cold_start, write_serve
 from hwnas.files import filling, write_json
-from hwnas.latency.target import DEVICES, Target
+from hwnas.latency.target import DEVICES, PHASES, Target
 from hwnas.progress import bar
 from hwnas.summary import Record
 
@@ -257,7 +258,7 @@ def export_and_check(
     """
     from hwnas.latency.runtimes import check_length, require
 
-    target.check_exportable()
+    target.check_exportable(PHASES)
     if target.precision == "int8-static" and judge is None:
         raise UserError(
             f"target {target}: int8-static is calibrated on texts of a task; "
@@ -265,6 +266,7 @@ def export_and_check(
         )
     require(target)
     dense, tokenizer = open_model(model)
+    target = for_model(target, dense.config)
     judged = judge(dense, tokenizer) if judge else None
     check_length(dense.config, target)
     for name in dict.fromkeys((*FORMATS, served_folder(target))):
@@ -286,8 +288,26 @@ def export_and_check(
     return record
 
 
+def for_model(target: Target, config: Any) -> Target:
+    """The target as a model is served there: what a language model encodes are prompts.
+
+    Raises:
+        UserError: phase or precision is not for such a model.
+    """
+    if not generates(config):
+        if target.phase != "encode":
+            raise UserError(f"target {target}: the model generates no text; leave phase out")
+        return target
+    if target.precision == "int8-static":
+        raise UserError(
+            f"target {target}: int8-static is for encoders; language models have "
+            "int8-weights, int4-weights (OpenVINO) and int8-dynamic (ONNX Runtime)"
+        )
+    return replace(target, phase="prefill") if target.phase == "encode" else target
+
+
 def open_model(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A dense model for the task it was saved for, and its tokenizer.
+    """A dense model of any family, for the task it was saved for, and its tokenizer.
 
     Raises:
         UserError: it cannot be had, weights are missing, of its head for instance, or no numbers.
@@ -295,7 +315,7 @@ def open_model(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     from hwnas.models import load, load_tokenizer, model_folder
 
     folder = model_folder(str(name))
-    model = load(folder)
+    model = load(folder, shrinkable=False)
     for part, weights in model.named_parameters():
         if not weights.isfinite().all():
             raise UserError(f"model {name}: {part} holds NaN or infinity; its training failed")

@@ -27,6 +27,7 @@ _KINDS = {
     "question-answering": "spans",
     "token-classification": "tokens",
     "feature-extraction": "embedding",
+    "text-generation": "language",
 }
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hwnas.anatomy.heads import generates
 from hwnas.errors import UserError
 from hwnas.latency.target import PRECISIONS, Target
+from hwnas.models import load_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,15 +85,17 @@ def export_model_as(
     if precision == _AUTO:
         if judge is None:
             raise UserError("--precision auto: answers are scored; give labelled rows with --data")
-        if target.phase != "encode":
-            raise UserError(f"target {target}: --precision auto is for encoders")
         dense, tokenizer = open_model(model)
         judged = judge(dense, tokenizer)
         runtimes = (target.runtime,) if keep_runtime else SERVED
         return export_fastest(
             dense, tokenizer, out, target, judged, max_drop=max_drop, runtimes=runtimes
         )
-    target = _at(target, precision, calibrated=judge is not None)
+    if precision in _SHORT:
+        speaks = generates(load_config(model, shrinkable=False))
+        target = _short(target, precision, calibrated=judge is not None and not speaks)
+    elif precision is not None:
+        target = _at(target, precision)
     return export_and_check(model, out, target, judge)
 
 
@@ -106,22 +110,27 @@ def recheck(folder: Path, rows: Rows) -> Recheck:
     return check_again(folder, rows.judge(str(folder)))
 
 
-def _at(target: Target, precision: str | None, *, calibrated: bool) -> Target:
-    """The target in that precision."""
-    if precision is None:
-        return target
+def _at(target: Target, precision: str) -> Target:
+    """The target in a precision that its runtime has."""
     has = PRECISIONS[target.runtime]
-    fitting = [name for name in has if name.split("-")[0] == precision]
-    if precision in has:
-        chosen = precision
-    elif precision in _SHORT and fitting:
-        usable = [name for name in fitting if calibrated or name != "int8-static"]
-        # without rows to calibrate on, what needs none; ONNX Runtime's dynamic kind is its quicker
-        quick = [name for name in usable if name == "int8-dynamic"]
-        chosen = (quick or usable or fitting)[0]
-    else:
+    if precision not in has:
         raise UserError(
             f"--precision {precision}: {target.runtime} has auto, {', '.join(has)}, "
             "or int8 and int4 for short"
         )
-    return replace(target, precision=chosen)
+    return replace(target, precision=precision)
+
+
+def _short(target: Target, precision: str, *, calibrated: bool) -> Target:
+    """The target in whichever of a runtime's kinds of int8, or int4, suits best.
+
+    Args:
+        calibrated: there is something to calibrate activations on, and they may be quantized.
+    """
+    fitting = [name for name in PRECISIONS[target.runtime] if name.split("-")[0] == precision]
+    if not fitting:
+        return _at(target, precision)
+    usable = [name for name in fitting if calibrated or name != "int8-static"]
+    # what needs no calibration; ONNX Runtime's dynamic kind is its quicker
+    quick = [name for name in usable if name == "int8-dynamic"]
+    return replace(target, precision=(quick or usable or fitting)[0])

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hwnas.anatomy import find_family
 from hwnas.anatomy.dense import dense_class
-from hwnas.anatomy.heads import auto_name, task_of
+from hwnas.anatomy.heads import auto_name, class_for, task_of
 from hwnas.anatomy.modules import task_head
 from hwnas.demo import package_folder
 from hwnas.errors import UserError
@@ -75,16 +76,18 @@ def _download(name: str) -> Path:
     raise UserError(f"model {name}: no such folder, and not to be had from the hub: {reason}")
 
 
-def load_config(name: str) -> PretrainedConfig:
-    """The config of a model of a supported family, whatever its task; no weights are read.
+def load_config(name: str, *, shrinkable: bool = True) -> PretrainedConfig:
+    """The config of a model, whatever its task; no weights are read.
 
     Args:
         name: `demo:minilm`, `demo:smollm2`, a local folder or a hub name.
+        shrinkable: only of a family that hwnas can shrink; else of any.
 
     Raises:
         UserError: in one line, what is wrong with the name or the folder.
     """
-    config: PretrainedConfig = _read_config(model_folder(name), name)
+    folder = model_folder(name)
+    config: PretrainedConfig = _read_config(folder, name, shrinkable=shrinkable)
     return config
 
 
@@ -135,11 +138,14 @@ def load_model(
     return weights.model.eval(), load_tokenizer(folder)
 
 
-def load(path: str | Path) -> PreTrainedModel:
+def load(path: str | Path, *, shrinkable: bool = True) -> PreTrainedModel:
     """The dense model in a local folder, for the task it was saved for, in evaluation mode.
 
     Folders that hwnas extracted (whose blocks differ in width) load like any other, without
     trust_remote_code.
+
+    Args:
+        shrinkable: only models of a family that hwnas can shrink; else of any.
 
     Raises:
         UserError: in one line, what is wrong with the folder or the weights.
@@ -148,7 +154,7 @@ def load(path: str | Path) -> PreTrainedModel:
     if not Path(path).is_dir():
         raise UserError(f"model {name}: no such folder")
     folder = Path(path)
-    config = _read_config(folder, name)
+    config = _read_config(folder, name, shrinkable=shrinkable)
     architecture = (config.architectures or [""])[0]
     try:
         task = task_of(architecture)
@@ -177,12 +183,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    config = _read_config(folder, str(folder))
+    config = _read_config(folder, str(folder), shrinkable=False)
     auto_tokenizer: Any = AutoTokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = auto_tokenizer.from_pretrained(
-            folder, trust_remote_code=False
-        )
+        with _quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = auto_tokenizer.from_pretrained(
+                folder, trust_remote_code=False, **_packed(folder)
+            )
     # the tokenizers library raises bare Exception on a damaged file
     except Exception as error:
         raise UserError(
@@ -193,28 +200,38 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read_config(folder: Path, name: str) -> Any:
-    """The config of the model in `folder`, of a supported family."""
+def _read_config(folder: Path, name: str, *, shrinkable: bool = True) -> Any:
+    """The config of the model in `folder`, of a family that hwnas can shrink or of any."""
     from transformers import AutoConfig
 
     file = folder / "config.json"
-    packed = sorted(folder.glob("*.gguf"))
-    if not file.is_file() and len(packed) == 1:
+    if packed := _packed(folder):
         with _quiet_transformers():
-            return AutoConfig.from_pretrained(folder, gguf_file=packed[0].name)
+            config = AutoConfig.from_pretrained(folder, **packed)
+        config.architectures = [class_for(config, "text-generation").__name__]  # GGUF has no others
+        return config
     if not file.is_file():
         raise UserError(f"model {name}: {folder} has no config.json; is it a model's folder?")
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise UserError(f"{file}: expected a JSON object")
-    try:
-        find_family(SimpleNamespace(model_type=raw.get("model_type")))
-    except UserError as error:
-        raise UserError(f"model {name}: {error}") from None
+    if shrinkable:
+        try:
+            find_family(SimpleNamespace(model_type=raw.get("model_type")))
+        except UserError as error:
+            raise UserError(f"model {name}: {error}") from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file}: not a usable config: {_first_line(error)}") from None
+
+
+def _packed(folder: Path) -> dict[str, str]:
+    """What transformers' readers are told of a folder that holds one GGUF file and no config."""
+    files = sorted(folder.glob("*.gguf"))
+    if (folder / "config.json").is_file() or len(files) != 1:
+        return {}
+    return {"gguf_file": files[0].name}
 
 
 def _is_for_another_task(config: Any, task: str) -> bool:
@@ -254,9 +271,18 @@ def _read_weights(folder: Path, config: Any, task: str, name: str) -> _Weights:
     import transformers
     from safetensors import SafetensorError
 
-    unusable = (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError)
+    unusable = (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        ImportError,
+    )
 
-    if not any(folder.glob("*.safetensors")):
+    packed = _packed(folder)
+    if not packed and not any(folder.glob("*.safetensors")):
         raise UserError(
             f"model {name}: {folder} has no model.safetensors "
             "(pickled weights are not loaded; save the model with safe_serialization)"
@@ -271,10 +297,11 @@ def _read_weights(folder: Path, config: Any, task: str, name: str) -> _Weights:
             model, info = model_class.from_pretrained(
                 folder,
                 config=config,
-                use_safetensors=True,
+                use_safetensors=not packed,
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                **packed,
             )
     except (*unusable, AttributeError) as error:
         raise UserError(f"model {name}: cannot be loaded: {_first_line(error)}") from None
@@ -327,6 +354,7 @@ def _quiet_transformers() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with redirect_stderr(StringIO()):  # the readers of GGUF draw a bar there
+            yield
     finally:
         logging.set_verbosity(verbosity)

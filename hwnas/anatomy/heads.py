@@ -42,6 +42,11 @@ def task_of(model_class: type | str) -> str:
     )
 
 
+def generates(config: PretrainedConfig | Any) -> bool:
+    """Whether a model with this config, as it was saved, is for generating text."""
+    return (config.architectures or [""])[0].endswith(_TASKS["text-generation"][0])
+
+
 def ending_for(task: str) -> str:
     """The ending of the names of transformers' classes; Optimum's have none of the bare model's."""
     return _TASKS[task][0]

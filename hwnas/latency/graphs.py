@@ -109,7 +109,8 @@ def exported_graph(model: PreTrainedModel, target: Target) -> Any:
             path = Path(folder) / "openvino_model.xml"
             graph = openvino_core().read_model(path, config=unmapped)
     vocab = model.config.vocab_size
-    rows = list(random_rows(random_feed(target, vocab), vocab, _CALIBRATION))
+    calibrating = _CALIBRATION if target.precision == "int8-static" else 0
+    rows = list(random_rows(random_feed(target, vocab), vocab, calibrating))
     if target.runtime == "openvino":
         names = {name for port in graph.inputs for name in port.get_names()}
     else:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hwnas.errors import UserError
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -35,7 +37,8 @@ def quantized(
     Args:
         graph: an `openvino.Model` or an `onnx.ModelProto`.
         precision: one that `target.PRECISIONS` lists for the runtime.
-        rows: inputs to calibrate static quantization on.
+        rows: inputs to calibrate static quantization on; with 4 bits, rounding and scales
+            depend on them (AWQ, Lin et al. 2023; NNCF's scale estimation), if there are any.
         group: weights that share a scale where they have 4 bits; see `group_for`.
     """
     if precision in ("fp32", "bf16"):  # the runtime itself computes in bf16
@@ -44,6 +47,16 @@ def quantized(
         if runtime == "openvino":
             return _openvino(graph, precision, rows, group)
         return _onnx(graph, precision, rows)
+
+
+def group_of(config: Any) -> int:
+    """`group_for` of a model with this config; the usual one where its family is unknown."""
+    from hwnas.anatomy import find_shape
+
+    try:
+        return group_for(find_shape(config))
+    except UserError:
+        return _GROUP
 
 
 def group_for(shape: Shape) -> int:
@@ -59,7 +72,10 @@ def _openvino(graph: Any, precision: str, rows: Sequence[Feed], group: int) -> A
         return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
     if precision == "int4-weights":
         mode = nncf.CompressWeightsMode.INT4_ASYM
-        return nncf.compress_weights(graph, mode=mode, group_size=group, ratio=1.0)
+        aware: dict[str, Any] = {}
+        if rows:
+            aware = {"dataset": nncf.Dataset(list(rows)), "awq": True, "scale_estimation": True}
+        return nncf.compress_weights(graph, mode=mode, group_size=group, ratio=1.0, **aware)
     return nncf.quantize(
         graph,
         nncf.Dataset(list(rows)),

@@ -102,7 +102,7 @@ def load_for_timing(folder: Path, target: Target) -> list[Inference]:
             return openvino_inferences(openvino_core().read_model(folder / name), target, vocab)
     from hwnas.models import load
 
-    return torch_inferences(load(folder), target, vocab)
+    return torch_inferences(load(folder, shrinkable=False), target, vocab)
 
 
 def check_length(config: Any, target: Target) -> None:
@@ -268,6 +268,8 @@ def torch_inferences(model: PreTrainedModel, target: Target, vocab: int) -> list
     Raises:
         UserError: the machine lacks the device or the precision.
     """
+    import inspect
+
     import torch
 
     require(target)
@@ -278,8 +280,9 @@ def torch_inferences(model: PreTrainedModel, target: Target, vocab: int) -> list
         feed = random_feed(point, vocab)
         known = ["input_ids", "attention_mask"]
         known += ["token_type_ids"] if point.phase == "encode" else ["position_ids"]
+        taken = inspect.signature(model.forward).parameters
         inputs: dict[str, Any] = {
-            name: torch.from_numpy(feed[name]).to(target.device) for name in known
+            name: torch.from_numpy(feed[name]).to(target.device) for name in known if name in taken
         }
         if point.phase == "decode":
             inputs["past_key_values"] = _torch_cache(model, point, vocab)

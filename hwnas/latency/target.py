@@ -126,11 +126,15 @@ class Target:
         """The mix, or the only length."""
         return self.mix or (Length(getattr(self, self.axis), 1.0),)
 
-    def check_exportable(self) -> None:
-        """Raise `UserError` if models can be profiled for this target, but not yet exported."""
+    def check_exportable(self, phases: Sequence[str] = ("encode",)) -> None:
+        """Raise `UserError` if models can be profiled for this target, but not yet exported.
+
+        Args:
+            phases: that are served.
+        """
         in_bf16 = self.precision == "bf16" and self.runtime != "openvino"
-        if in_bf16 or self.phase != "encode":
-            what = self.precision if self.phase == "encode" else f"phase={self.phase}"
+        if in_bf16 or self.phase not in phases:
+            what = self.precision if self.phase in phases else f"phase={self.phase}"
             raise UserError(
                 f"target {self}: {what} can be profiled, not yet exported; leave it out"
             )

@@ -83,9 +83,10 @@ class Kind(Protocol):
 
 
 def kind_named(name: str, **settings: Any) -> Kind:
-    """The kind of that name, one of `KINDS`."""
+    """The kind of that name: one of `KINDS`, or `language`, which is not trained on yet."""
     from hwnas.tasks.classification import Classification
     from hwnas.tasks.embedding import Embedding
+    from hwnas.tasks.language import Language
     from hwnas.tasks.regression import Regression
     from hwnas.tasks.spans import Spans
     from hwnas.tasks.tokens import Tokens
@@ -96,6 +97,7 @@ def kind_named(name: str, **settings: Any) -> Kind:
         "spans": Spans,
         "tokens": Tokens,
         "embedding": Embedding,
+        "language": Language,
     }
     kind: Kind = makers[name](**settings)
     return kind

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hwnas.anatomy.heads import generates
 from hwnas.progress import bar
+from hwnas.tasks.language import next_tokens
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,7 +32,8 @@ def predict(
 
     The logits of each row, or, where the model answers each token, of every token that is no
     padding, one row's after the other's; start and end logits side by side. A model without a head
-    answers with the mean of its last states, of length 1.
+    answers with the mean of its last states, of length 1; a language model with what it says of
+    every next token (`language.next_tokens`).
 
     Rows of like length share a batch, padded to its longest, so that little is computed for
     padding. A torch model runs in evaluation mode and is left in the mode it was in.
@@ -49,6 +52,7 @@ def predict(
     pad = getattr(model.config, "pad_token_id", None) or 0
     order = np.argsort([-len(row) for row in ids], kind="stable")
     device = torch.device(getattr(model, "device", "cpu"))
+    generating = generates(model.config)
     training = getattr(model, "training", False)
     if training:
         model.eval()
@@ -61,8 +65,16 @@ def predict(
                     name: _pad([column[i] for i in rows], pad if name == "input_ids" else 0)
                     for name, column in columns.items()
                 }
+                if generating:
+                    batch["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None].expand(
+                        len(rows), -1
+                    )
                 output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-                values = answer_of(output, batch["attention_mask"].to(device)).float().cpu().numpy()
+                if generating:
+                    answer = next_tokens(torch.as_tensor(output.logits), batch["input_ids"])
+                else:
+                    answer = answer_of(output, batch["attention_mask"].to(device))
+                values = answer.float().cpu().numpy()
                 for value, row in zip(values, rows, strict=True):
                     answers[row] = (
                         value[: len(ids[row])] if values.ndim == _OF_TOKENS else value[None]
