@@ -120,16 +120,21 @@ def _convert_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None
     from openvino_tokenizers import convert_tokenizer
     from transformers import AutoConfig
 
-    speaks = generates(AutoConfig.from_pretrained(folder))
-    with _no_telemetry():
+    names = ["openvino_tokenizer.xml"]
+    if generates(AutoConfig.from_pretrained(folder)):
+        names.append("openvino_detokenizer.xml")
+    while names:
+        back = len(names) > 1
         try:
-            # Optimum's own conversion does not cut: the model would read beyond its positions
-            converted = convert_tokenizer(tokenizer, with_detokenizer=speaks, truncation=True)
+            with _no_telemetry():
+                # Optimum's own conversion does not cut: the model would read beyond its positions
+                found = convert_tokenizer(tokenizer, with_detokenizer=back, truncation=True)
         except Exception:  # whatever it raises over kinds of tokenizers that it does not know
-            return
-    names = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
-    for name, model in zip(names, converted if speaks else (converted,), strict=False):
-        openvino.save_model(model, folder / name)
+            names.pop()
+            continue
+        for name, model in zip(names, found if back else (found,), strict=True):
+            openvino.save_model(model, folder / name)
+        return
 
 
 def _save_safetensors(model: PreTrainedModel | Any, folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hwnas.export.folders import MODEL_FILES, SERVING, find_format, quiet
 from hwnas.files import replacing, write_json
 from hwnas.latency.precision import group_of, quantized
+from hwnas.progress import bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,7 @@ def quantize_folder(source: Path, out: Path, precision: str, rows: Sequence[Feed
 
     file = MODEL_FILES[find_format(source)]
     group = group_of(AutoConfig.from_pretrained(source))
-    with replacing(out) as partial, quiet():
+    with replacing(out) as partial, quiet(), bar(f"quantize {precision}", 1) as advance:
         weights = (file, Path(file).with_suffix(".bin").name)
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*weights))
         if file.endswith(".onnx"):
@@ -65,6 +66,7 @@ def quantize_folder(source: Path, out: Path, precision: str, rows: Sequence[Feed
             openvino.save_model(small, partial / file, compress_to_fp16=precision == "bf16")
             if precision == "bf16":
                 write_json(partial / SERVING, {"precision": precision})
+        advance(1)
 
 
 def calibration(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Feed]:

@@ -25,6 +25,8 @@ _TASKS = {
     "feature-extraction": ("Model", "MODEL"),
 }
 
+_LM_HEAD = "LMHeadModel"  # how the oldest language models' classes end (GPT-2)
+
 
 def task_of(model_class: type | str) -> str:
     """The task that a class of transformers is for, by its name.
@@ -33,6 +35,8 @@ def task_of(model_class: type | str) -> str:
         UserError: none of those that hwnas knows.
     """
     name = model_class if isinstance(model_class, str) else model_class.__name__
+    if name.endswith(_LM_HEAD):
+        return "text-generation"
     for task, (ending, _) in _TASKS.items():
         if name.endswith(ending):
             return task
@@ -44,7 +48,8 @@ def task_of(model_class: type | str) -> str:
 
 def generates(config: PretrainedConfig | Any) -> bool:
     """Whether a model with this config, as it was saved, is for generating text."""
-    return (config.architectures or [""])[0].endswith(_TASKS["text-generation"][0])
+    name = (config.architectures or [""])[0]
+    return name.endswith((_TASKS["text-generation"][0], _LM_HEAD))
 
 
 def ending_for(task: str) -> str:
