@@ -3,8 +3,10 @@
 Which of them is fastest nobody can tell beforehand: int8 may be slower than fp32, and the other
 runtime twice as fast (DESIGN, decision 6). So every combination that this machine can run is
 written and timed in turns with the exact model; then they are scored on the user's rows, the
-fastest first, until one loses no more than is allowed. Slower ones are timed, but not scored. What
-was tried stays with the model, in `export.json`.
+fastest first, until one loses no more than is allowed. Slower ones are timed, but not scored.
+Static int8 in OpenVINO that loses too much, but is much faster than what was chosen, is tried again
+with accuracy control (`control`), which takes minutes. What was tried stays with the model, in
+`export.json`.
 
 Rows that static quantization is calibrated on are not scored.
 """
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from hwnas.errors import HwnasError, UserError
 from hwnas.export.compare import check_parity
+from hwnas.export.control import quantize_controlled
 from hwnas.export.convert import export_model
 from hwnas.export.folders import RUNTIMES, folder_size_mb, served_folder
 from hwnas.export.quantize import calibration, quantize_folder
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from hwnas.export.quantize import Feed
     from hwnas.latency.measure import Paired
 
+_CONTROLLED = "with accuracy control"
+_WORTH = 0.9  # of the chosen one's time, that int8 must stay below to be tried with that
 _AGAIN = 3  # of the fastest, that are timed again until they are sure
 SERVED = ("openvino", "onnxruntime")  # runtimes that may be chosen
 # of encoders: answers suffer, and computing is no faster; of language models: they suffer more
@@ -108,10 +113,10 @@ def export_fastest(
             for name in RUNTIMES
         }
         rows = calibration(judged.calibrating, tokenizer)
-        trial = _Trial(staged, judged, tried[0])
+        trial = _Trial(staged, judged, rows, tried[0])
         with bar("try runtimes and precisions", len(tried)) as advance:
             for one in tried:
-                trial.time(one, rows)
+                trial.time(one)
                 advance(1)
         if tried[0] in trial.failed:
             raise HwnasError(f"{tried[0]}: the exact model fails here: {trial.failed[tried[0]]}")
@@ -136,21 +141,22 @@ def export_fastest(
 class _Trial:
     """Combinations written, timed and scored in one folder."""
 
-    def __init__(self, out: Path, judged: Judged, reference: Target) -> None:
+    def __init__(self, out: Path, judged: Judged, rows: Sequence[Feed], reference: Target) -> None:
         self.out = out
         self.judged = judged
+        self.rows = rows  # to calibrate on
         self.reference = reference  # the exact model that all are timed beside
         self.folders: set[str] = set()
         self.paired: dict[Target, Paired] = {}
         self.failed: dict[Target, str] = {}
 
-    def time(self, one: Target, rows: Sequence[Feed]) -> None:
+    def time(self, one: Target) -> None:
         """Write the combination's folder, unless it is an exact one, and time it."""
         name = served_folder(one)
         exact = self.out / served_folder(replace(one, precision="fp32"))
         try:
             if not (self.out / name).exists():
-                quantize_folder(exact, self.out / name, one.precision, rows)
+                quantize_folder(exact, self.out / name, one.precision, self.rows)
             self.folders.add(name)
             self.paired[one] = self._measure(one)
         except HwnasError:
@@ -177,15 +183,45 @@ class _Trial:
             drop = None if metric is None else exact - metric
             if chosen is None and drop is not None and drop <= max_drop:
                 chosen = one
-            found.append(self._tried(one, metric, drop, one == chosen))
+            found.append(self._tried(one, metric, drop))
+        assert chosen is not None  # the exact model itself loses nothing
+        controlled = self._controllable(chosen)
+        if controlled is not None:
+            self._control(controlled, max_drop)
+            metric = self._score(controlled)
+            found.append(self._tried(controlled, metric, exact - metric, _CONTROLLED))
+            if exact - metric <= max_drop and self._ratio(controlled) < self._ratio(chosen):
+                chosen = controlled
+        found = sorted(found, key=lambda one: one.ratio or 0.0)
+        won = (chosen.runtime, chosen.precision, _CONTROLLED if chosen == controlled else "")
+        found = [
+            one.model_copy(update={"chosen": (one.runtime, one.precision, one.note) == won})
+            for one in found
+        ]
         found += [
             Tried(runtime=one.runtime, precision=one.precision, note=f"failed: {why}")
             for one, why in self.failed.items()
         ]
-        assert chosen is not None  # the exact model itself loses nothing
         return chosen, found
 
-    def _tried(self, one: Target, metric: float | None, drop: float | None, chosen: bool) -> Tried:
+    def _controllable(self, chosen: Target) -> Target | None:
+        """Static int8 in OpenVINO, if it lost too much and would be worth it."""
+        for one in self.paired:
+            served = one.runtime == self.reference.runtime == "openvino" and one.device == "cpu"
+            worth = self._ratio(one) < _WORTH * self._ratio(chosen)
+            if served and one.precision == "int8-static" and worth:
+                return one
+        return None
+
+    def _control(self, one: Target, max_drop: float) -> None:
+        """Write it again with accuracy control, and time that."""
+        folder, exact = (self.out / served_folder(t) for t in (one, self.reference))
+        quantize_controlled(exact, folder, self.judged, self.rows, max_drop)
+        self.paired[one] = settled(lambda: self._measure(one))
+
+    def _tried(
+        self, one: Target, metric: float | None, drop: float | None, note: str = ""
+    ) -> Tried:
         return Tried(
             runtime=one.runtime,
             precision=one.precision,
@@ -194,8 +230,7 @@ class _Trial:
             size_mb=folder_size_mb(self.out / served_folder(one)),
             metric=metric,
             drop=drop,
-            chosen=chosen,
-            note="" if metric is not None else "not scored: slower than the chosen one",
+            note=note or ("" if metric is not None else "not scored: slower than the chosen one"),
         )
 
     def _ratio(self, one: Target) -> float:

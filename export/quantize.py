@@ -52,7 +52,7 @@ def quantize_folder(source: Path, out: Path, precision: str, rows: Sequence[Feed
 
             proto = onnx.load(source / file)
             taken = {value.name for value in proto.graph.input}
-            small = quantized(proto, "onnxruntime", precision, list(_only(rows, taken)), group)
+            small = quantized(proto, "onnxruntime", precision, list(only(rows, taken)), group)
             onnx.save(small, partial / file)
         else:
             import openvino
@@ -61,7 +61,7 @@ def quantize_folder(source: Path, out: Path, precision: str, rows: Sequence[Feed
 
             graph = openvino_core().read_model(source / file)
             taken = {name for port in graph.inputs for name in port.get_names()}
-            small = quantized(graph, "openvino", precision, list(_only(rows, taken)), group)
+            small = quantized(graph, "openvino", precision, list(only(rows, taken)), group)
             # what is computed in bf16 needs no more of its weights than half precision has
             openvino.save_model(small, partial / file, compress_to_fp16=precision == "bf16")
             if precision == "bf16":
@@ -82,7 +82,7 @@ def calibration(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Fe
     return [{name: np.array([row[name]], dtype=np.int64) for name in names} for row in rows]
 
 
-def _only(rows: Sequence[Feed], names: set[str]) -> Iterator[Feed]:
+def only(rows: Sequence[Feed], names: set[str]) -> Iterator[Feed]:
     """The rows with just these inputs; those that follow from the tokens are added."""
     import numpy as np
 

@@ -43,7 +43,7 @@ def quantized(
     """
     if precision in ("fp32", "bf16"):  # the runtime itself computes in bf16
         return graph
-    with _quiet():
+    with quiet_quantizers():
         if runtime == "openvino":
             return _openvino(graph, precision, rows, group)
         return _onnx(graph, precision, rows)
@@ -119,7 +119,7 @@ def random_rows(feed: Feed, vocab: int, count: int) -> Iterator[Feed]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_quantizers() -> Iterator[None]:
     """The quantizers print tables, and warn of what is meant to be so."""
     levels = {name: logging.getLogger(name).level for name in ("nncf", "root")}
     for name in levels:

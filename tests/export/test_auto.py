@@ -259,3 +259,79 @@ def test_the_real_minilm_as_sentence_embeddings(texts: list[str], tmp_path: Path
     (chosen,) = [t for t in record.tried if t.chosen]
     assert chosen.metric is not None and chosen.metric > 97
     assert record.ratio <= 1.0
+
+
+def _control_keeps_it_exact(
+    exact: Path, out: Path, judged: Any, rows: Any, max_drop: float
+) -> None:
+    import shutil
+
+    shutil.rmtree(out)
+    shutil.copytree(exact, out)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_lossy_int8_is_tried_again_with_accuracy_control_where_it_is_worth_it(
+    faster: bool, dense: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is faster is made up here, how it is chosen is not."""
+    times = {"openvino": 1.0, "openvino-int8-static": 0.5 if faster else 0.95}
+
+    def measured(folder: Path, *_: Any, **__: Any) -> Any:
+        from hwnas.latency.measure import Paired
+
+        ratio = times.get(folder.name, 1.5)
+        return Paired(ratio, 0.01, ratio, ratio, ratio, 1.0, 5)
+
+    def scored(self: Any, folder: Path, threads: int | None = None) -> float:
+        whole = (folder.parent / "openvino" / "openvino_model.bin").read_bytes()
+        return 90.0 if (folder / "openvino_model.bin").read_bytes() == whole else 50.0
+
+    monkeypatch.setattr("hwnas.export.auto.measure_against", measured)
+    monkeypatch.setattr("hwnas.export.auto.quantize_controlled", _control_keeps_it_exact)
+    monkeypatch.setattr("hwnas.export.verify.Judged.score", scored)
+    out = tmp_path / "out"
+    record = auto(dense, rows, out, max_drop=2.0, keep_runtime=True)
+    static = [one for one in record.tried if one.precision == "int8-static"]
+    assert static[0].drop == 40.0 and static[0].note == "" and not static[0].chosen
+    if faster:
+        assert static[1].note == "with accuracy control" and static[1].chosen
+    else:
+        assert len(static) == 1
+    assert sum(one.chosen for one in record.tried) == 1
+    assert ("openvino-int8-static" in folders(out)) == faster
+
+
+@pytest.mark.slow  # a minute: a model is quantized and compiled again and again
+def test_accuracy_control_gives_back_what_was_lost(
+    exported: Any, texts: list[str], tmp_path: Path
+) -> None:
+    """Two of MiniLM's layers, as embeddings that are to be where the exact ones are."""
+    from hwnas.elastic.supernet import SuperNetwork
+    from hwnas.export import export_openvino
+    from hwnas.export.control import quantize_controlled
+    from hwnas.export.quantize import calibration
+    from hwnas.export.verify import Judged, open_model
+    from hwnas.subnetwork import Subnetwork
+    from hwnas.tasks.embedding import Embedding, with_teacher
+    from hwnas.tasks.rows import Row
+
+    whole, tokenizer = open_model("demo:minilm")
+    gone = [[0, 0]] * 4
+    model = SuperNetwork(whole).extract(Subnetwork.of([[12, 1536], [12, 1536], *gone]))
+    kind = Embedding()
+    split = kind.split([Row((text,), "", i) for i, text in enumerate(texts[:60])], [])
+    encoded = kind.encode(split, tokenizer, 32)
+    judged = Judged(kind, "cosine", encoded, with_teacher(encoded, predict(model, encoded)))
+    export_openvino(model, tokenizer, tmp_path / "openvino")
+    rows = calibration(judged.calibrating, tokenizer)
+    quantize_folder(tmp_path / "openvino", tmp_path / "lossy", "int8-static", rows)
+    lost = 100 - judged.score(tmp_path / "lossy")
+    assert lost > 0.02
+    quantize_controlled(tmp_path / "openvino", tmp_path / "less", judged, rows, lost / 2)
+    assert 100 - judged.score(tmp_path / "less") <= lost / 2 + 0.01
+    exact, lossy, less = (
+        (tmp_path / name / "openvino_model.bin").stat().st_size
+        for name in ("openvino", "lossy", "less")
+    )
+    assert lossy < less < exact
