@@ -66,6 +66,8 @@ class MeasureSpec(Settings):
     """How latency is measured and what counts as meeting a budget."""
 
     validate_table: int = Field(8, ge=0)  # unseen subnetworks that the table is checked on
+    # of measuring a table, at most; by default as long as there is something to be gained
+    table_minutes: float | None = Field(None, ge=0)
     pairs: int = Field(30, ge=5)  # paired samples of a verification
     tolerance: float = Field(0.02, ge=0, lt=1)  # of the budget, for noise
     margin: float = Field(0.02, ge=0, lt=1)  # of the budget, that the search stays below it

@@ -239,6 +239,7 @@ def profiled(inputs: Inputs, target: Target, path: Path) -> LatencyTable:
             inputs.config,
             target,
             validate=inputs.recipe.measure.validate_table,
+            minutes=inputs.recipe.measure.table_minutes,
             seed=inputs.recipe.seed,
             hidden=inputs.recipe.space.hidden,
         ).save(path)

@@ -150,7 +150,13 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> P
             "winner_steps": 18,
             "heir_steps": 9,
         },
-        "measure": {"validate_table": 3, "pairs": 15, "tolerance": 0.5, "parity_rows": 20},
+        "measure": {
+            "validate_table": 3,
+            "table_minutes": 0.1,
+            "pairs": 15,
+            "tolerance": 0.5,
+            "parity_rows": 20,
+        },
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings))

@@ -19,6 +19,7 @@ import pytest
 from hwnas.cli import app
 from hwnas.errors import BudgetError
 from hwnas.files import read_model
+from hwnas.latency.profiling import profile
 from hwnas.pipeline import Given, prepare
 from hwnas.recipe import load_recipe, shipped_recipes
 from hwnas.summary import Summary
@@ -99,8 +100,13 @@ def test_recipe_runs_as_written(name: str, hub: None, tmp_path: Path) -> None:
         pytest.skip(NEEDS[name])
     if name not in WHOLE and not EVERY:
         pytest.skip("HWNAS_EVERY_RECIPE=1 runs it, in two to four minutes")
+    recipe = load_recipe(Path(name))
+    profile(recipe.model, recipe.target, minutes=0.2, hidden=recipe.space.hidden).save(
+        tmp_path / "table.json"
+    )
+    table = ["--table", str(tmp_path / "table.json")]
     with suppress(BudgetError):  # training for seconds is not what decides that
-        app(["run", name, "--out", "out", *QUICK], standalone_mode=False)
+        app(["run", name, "--out", "out", *QUICK, *table], standalone_mode=False)
     summary = read_model(tmp_path / "out/summary.json", Summary)
     assert all(chosen.ratio < 1 for chosen in summary.chosen)
     assert (tmp_path / "out/report.html").exists()

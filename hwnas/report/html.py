@@ -86,10 +86,12 @@ def _pictures(records: RunRecords, rivals: Sequence[Summary]) -> dict[str, Any]:
     from markupsafe import Markup
 
     summary = records.summary
-    names = ("pareto", "convergence", "layers", "validation", "finalists", "importance")
-    drawn: dict[str, str | None] = dict.fromkeys(names)
+    names = ("pareto", "convergence", "layers", "validation", "finalists")
+    drawn: dict[str, str | None] = dict.fromkeys((*names, "importance", "sensitivity"))
     if records.importance:
         drawn["importance"] = plots.importance(records.importance)
+        if records.table:
+            drawn["sensitivity"] = plots.sensitivity(records.importance, records.table)
     drawn["results"] = plots.results(summary, rivals)
     if records.candidates:
         drawn["pareto"] = plots.pareto(

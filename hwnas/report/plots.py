@@ -18,7 +18,7 @@ import numpy as np
 
 from hwnas.report.text import metric_name
 from hwnas.search.spec import Signal
-from hwnas.subnetwork import Subnetwork
+from hwnas.subnetwork import Block, Subnetwork
 from hwnas.summary import FRONT, Candidate, Chosen, Finalist, Summary
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from hwnas.latency.parts import Validation
+    from hwnas.latency.table import LatencyTable
     from hwnas.report.records import Floats
 
 WIDTH = 10.0  # inches, of every picture
 _LEGEND_BLOCKS = 12  # of as many blocks each is named
 _MANY = 3000  # points from which they are drawn as an image, to keep the page small
+_PARTS = ("heads", "ffn")
 _DARK = "#222222"
 GREY = "#6b6b6b"
 HEADS, FFN, FULL = "#0072B2", "#D55E00", "#e4e4e4"
@@ -241,6 +243,60 @@ def importance(scores: Mapping[str, Floats]) -> str:
         grid[2].set_xlabel("block")
         if depth <= _LEGEND_BLOCKS:
             _legend_below(figure, grid[0])
+    return svg()
+
+
+def halves(
+    scores: Mapping[str, Floats], table: LatencyTable
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """What halving the heads, or the FFN neurons, of each block alone gives up and saves.
+
+    Args:
+        scores: as for `importance`.
+
+    Returns:
+        By part, of every block: per cent of all importance, per cent of the whole model's latency.
+    """
+    depth = sum(name.startswith("heads.") for name in scores)
+    ordered = {part: [np.sort(scores[f"{part}.{i}"]) for i in range(depth)] for part in _PARTS}
+    total = sum(float(values.sum()) for blocks in ordered.values() for values in blocks) or 1.0
+    predictor = table.predictor().near(table.reference_ms)
+
+    def saved(i: int, part: str) -> float:
+        heads, ffn = (len(ordered[name][i]) for name in _PARTS)
+        halved = Block(heads // 2, ffn) if part == "heads" else Block(heads, ffn // 2)
+        return predictor.block_ms(Block(heads, ffn)) - predictor.block_ms(halved)
+
+    def given_up(values: Floats) -> float:
+        return float(values[: len(values) - len(values) // 2].sum())
+
+    return (
+        {part: [100 * given_up(v) / total for v in ordered[part]] for part in _PARTS},
+        {
+            part: [100 * saved(i, part) / table.reference_ms for i in range(depth)]
+            for part in _PARTS
+        },
+    )
+
+
+def sensitivity(scores: Mapping[str, Floats], table: LatencyTable) -> str:
+    """`halves` of every block, side by side."""
+    titles = ("importance given up (% of all)", "time saved (% of the whole model's)")
+    bars = list(zip(titles, halves(scores, table), strict=True))
+    depth = len(bars[0][1]["heads"])
+    with drawing("sensitivity", height=3.6) as (figure, svg):
+        places = np.arange(depth)
+        styles = (
+            ("heads", -0.2, HEADS, "half the heads"),
+            ("ffn", 0.2, FFN, "half the FFN neurons"),
+        )
+        for axes, (title, of) in zip(figure.subplots(1, 2), bars, strict=True):
+            for part, shift, colour, label in styles:
+                axes.bar(places + shift, of[part], width=0.4, color=colour, label=label)
+            axes.set_title(title)
+            axes.set_xlabel("block")
+            axes.set_xticks(places if depth <= _LEGEND_BLOCKS else places[::4])
+        _legend_below(figure, axes)
     return svg()
 
 

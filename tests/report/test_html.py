@@ -80,7 +80,7 @@ def test_a_whole_run(write_run: Write) -> None:
         assert figure in page.text, figure
     for title in ("Candidates:", "Results:", "50%: FFN neurons", "33%: finalists"):
         assert title in page.text, title
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 7
     assert "911" in page.text  # full-model steps of super-network, search and finalists
     assert "7 min 21 s" in page.text
     assert "off by 2.0 % in the mean, 2.0 % too fast on the whole" in page.text

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 
 import matplotlib
 import numpy as np
+import pytest
 from finished_run import (
     BASELINE_MS,
     HALF,
@@ -14,6 +15,7 @@ from finished_run import (
     chosen,
     make_candidates,
     make_finalists,
+    make_table,
     make_validation,
 )
 
@@ -84,6 +86,25 @@ def test_importance_shows_every_block() -> None:
         assert needed in text, needed
     assert len(svg) < 200_000
     assert plots.importance({name: 0 * array for name, array in scores.items()})
+
+
+def test_sensitivity_shows_what_half_of_each_block_is_worth() -> None:
+    scores = {f"heads.{i}": np.full(12, 1.0 + i, np.float32) for i in range(6)}
+    scores |= {f"ffn.{i}": np.zeros(1536, np.float32) for i in range(6)}
+    svg = plots.sensitivity(scores, make_table())
+    text = words(svg)
+    for needed in (
+        "importance given up (% of all)",
+        "time saved (% of the whole model's)",
+        "half the heads",
+        "half the FFN neurons",
+    ):
+        assert needed in text, needed
+    given_up, saved = plots.halves(scores, make_table())
+    assert given_up["heads"] == pytest.approx([100 * (1 + i) / 2 / 21 for i in range(6)])
+    assert given_up["ffn"] == [0.0] * 6
+    assert all(0 < share < 100 / 6 for part in saved.values() for share in part)
+    assert plots.sensitivity({name: 0 * array for name, array in scores.items()}, make_table())
 
 
 def test_pareto_of_thousands_stays_small() -> None:
