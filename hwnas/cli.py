@@ -320,12 +320,17 @@ def export(
     max_length: Annotated[
         int | None, typer.Option(min=4, help="Tokens; longer texts are cut. By default 128.")
     ] = None,
+    model_server: Annotated[
+        bool,
+        typer.Option("--model-server", help="Also lay it out for OpenVINO Model Server."),
+    ] = False,
     check: Annotated[
         Path | None, typer.Option(help="An earlier export, to verify here against its record.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Write a dense model as ONNX and OpenVINO folders, compared with torch and timed."""
+    from hwnas.export.model_server import require_servable, write_repository
     from hwnas.exporting import Rows, export_model_as, recheck
     from hwnas.latency import Target
 
@@ -346,9 +351,14 @@ def export(
         return
     if model is None or out is None:
         raise UserError("export: give MODEL and --out, or --check with an earlier export")
+    if model_server:
+        require_servable(model, Target.parse(target))
+        keep_runtime = True
     record = export_model_as(
         model, out, Target.parse(target), precision, rows, max_drop, keep_runtime
     )
+    if model_server:
+        write_repository(out, Target.parse(record.target))
     if json:
         print_json(record)
     else:
