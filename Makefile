@@ -70,7 +70,7 @@ lint: $(READY)
 	$(BIN)/mypy $(TYPECHECK)/hwnas $(wildcard benchmarks/*.py)
 
 bench: $(READY)
-	for benchmark in $(filter-out benchmarks/record.py benchmarks/latency_rivals.py benchmarks/quality_rivals.py,$(wildcard benchmarks/*.py)); do \
+	for benchmark in $(filter-out benchmarks/record.py benchmarks/deeper.py benchmarks/latency_rivals.py benchmarks/quality_rivals.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$benchmark"; $(BIN)/python $$benchmark --quick; \
 	done
 
