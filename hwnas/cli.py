@@ -18,8 +18,13 @@ from hwnas import __version__
 from hwnas.cli_tables import print_table, tables
 from hwnas.console import (
     DEFAULT_TARGET,
+    Against,
     Json,
+    LabelColumn,
+    MaxLength,
+    Metric,
     TargetSpec,
+    TextColumns,
     print_json,
     print_plain,
     print_rich,
@@ -309,17 +314,11 @@ def export(
         Path | None,
         typer.Option(help="Labelled rows (CSV or JSONL), to calibrate, compare and score on."),
     ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="Column of the text; twice for pairs.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    metric: Annotated[str | None, typer.Option(help="By default the task's usual one.")] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Of embeddings: the model whose they should be.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=4, help="Tokens; longer texts are cut. By default 128.")
-    ] = None,
+    text: TextColumns = None,
+    label: LabelColumn = None,
+    metric: Metric = None,
+    against: Against = None,
+    max_length: MaxLength = None,
     model_server: Annotated[
         bool,
         typer.Option("--model-server", help="Also lay it out for OpenVINO Model Server."),
@@ -371,19 +370,11 @@ def export(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A dense or exported model's folder.")],
     data: Annotated[Path, typer.Option(help="A CSV or JSONL file; every row is scored.")],
-    text: Annotated[
-        list[str] | None, typer.Option(help="Column of the text; twice for pairs.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="One of the task's, e.g. f1; by default the usual one.")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Of embeddings: the model whose they should be.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=4, help="Tokens; longer texts are cut. By default 128.")
-    ] = None,
+    text: TextColumns = None,
+    label: LabelColumn = None,
+    metric: Metric = None,
+    against: Against = None,
+    max_length: MaxLength = None,
     json: Json = False,
 ) -> None:
     """Score a model's folder (torch, ONNX or OpenVINO) on a file."""

@@ -19,6 +19,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, no 
 TargetSpec = Annotated[
     str, typer.Option("--target", help="runtime:device[:key=value,…], e.g. openvino:cpu:seq=64")
 ]
+# how labelled rows are read
+TextColumns = Annotated[
+    list[str] | None, typer.Option("--text", help="Column of the text; twice for pairs.")
+]
+LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
+Metric = Annotated[
+    str | None, typer.Option("--metric", help="One of the task's, e.g. f1; else the usual one.")
+]
+Against = Annotated[
+    str | None,
+    typer.Option("--against", help="Of embeddings: the model whose they should be."),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", min=4, help="Tokens; longer texts are cut. By default 128."),
+]
 DEFAULT_TARGET = "openvino:cpu:threads=1,batch=1,seq=128"
 _LOG_WIDTH = 110
 

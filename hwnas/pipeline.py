@@ -17,6 +17,7 @@ from pathlib import Path
 from hwnas import stages
 from hwnas.anatomy import find_shape
 from hwnas.anatomy.dense import check_hidden
+from hwnas.budgets import budget_share, budget_shares, check_budgets
 from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
 from hwnas.delivery import deliver
 from hwnas.deployments import TABLES, Deployment, deployments_of, tables_of, targets_of
@@ -119,7 +120,7 @@ def until_network(inputs: Inputs, given: Given) -> Contest:
         whole = SearchSpace.whole(inputs.shape)
         widths = {"hidden": recipe.space.hidden}
         others = tables_of(inputs).values()
-        stages.check_budgets(inputs, table, whole.model_copy(update=widths), others)
+        check_budgets(inputs, table, whole.model_copy(update=widths), others)
     with directory.stage("baseline"):
         stages.baseline(inputs)
     with directory.stage("importance"), leader_first():
@@ -249,7 +250,7 @@ def find_winners(contest: Contest, compute: Mapping[str, float]) -> dict[str, Wi
         compute: full-model steps for each budget, where a rival shrinks directly.
     """
     inputs, directory = contest.inputs, contest.inputs.directory
-    shares = {budget: stages.budget_share(inputs, budget) for budget in inputs.recipe.budgets}
+    shares = {budget: budget_share(inputs, budget) for budget in inputs.recipe.budgets}
     found: dict[str, Winner] = {}
     first: Winner | None = None
     for budget in sorted(shares, key=lambda name: -shares[name]):
@@ -278,7 +279,7 @@ def _rival_compute(inputs: Inputs, given: Given) -> dict[str, float]:
         of = tuple(chosen.budget for chosen in summary.chosen)
     else:
         space = read_model(inputs.path / "space.json", SearchSpace)
-        of_budgets = inputs.plan.for_budgets(stages.budget_shares(inputs))
+        of_budgets = inputs.plan.for_budgets(budget_shares(inputs))
         total, of = _network_cost(inputs, space) + of_budgets, budgets
     return parts_of(inputs, total, of)
 
@@ -289,7 +290,7 @@ def parts_of(inputs: Inputs, total: float, of: Sequence[str]) -> dict[str, float
 
     def weight(budget: str) -> float:
         # budgets take about equal steps, as they do in a searched run
-        return stages.budget_share(inputs, budget) + FORWARD
+        return budget_share(inputs, budget) + FORWARD
 
     return {
         b: total * weight(b) / sum(map(weight, dict.fromkeys((*of, *budgets)))) for b in budgets

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from hwnas.budgets import check_budgets
 from hwnas.contest import Contest, Winner, choose_structures
 from hwnas.delivery import deliver
 from hwnas.deployments import Deployment, deployments_of, tables_of, targets_of
@@ -36,7 +37,6 @@ from hwnas.search.rivals import require_algorithm
 from hwnas.search.workers import Cluster, Evaluate, Processes, Workers
 from hwnas.selection import Selection, TimedStructure
 from hwnas.space import SearchSpace
-from hwnas.stages import check_budgets
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Summary
 from hwnas.trained import TrainedRun

@@ -6,7 +6,7 @@ The order, and what a stop does to it, are `pipeline`'s; here is what each stage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,10 @@ import torch
 
 from hwnas.anatomy import Shape, find_shape
 from hwnas.boundaries import automatic, snapped
+from hwnas.budgets import budget_shares, structure_shares
 from hwnas.elastic.residual import reorder_residual
 from hwnas.elastic.supernet import SuperNetwork
-from hwnas.errors import BudgetError, UserError
+from hwnas.errors import UserError
 from hwnas.files import read_model, read_tensors, replacing, write_json
 from hwnas.importance.kinds import measure
 from hwnas.importance.reordering import reorder
@@ -31,7 +32,7 @@ from hwnas.processes import alone
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
 from hwnas.space import FFN_STEP, SearchSpace
-from hwnas.subnetwork import Block, Subnetwork, macs
+from hwnas.subnetwork import Subnetwork, macs
 from hwnas.tasks.embedding import Embedding, with_teacher
 from hwnas.tasks.loading import Task
 from hwnas.tasks.predict import predict
@@ -305,29 +306,6 @@ def _automatic_space(inputs: Inputs, scores: Importance) -> SearchSpace:
     return automatic(scores, shape, cost, [float(share) for share in shares], FFN_STEP)
 
 
-def check_budgets(
-    inputs: Inputs, table: LatencyTable, space: SearchSpace, others: Iterable[LatencyTable] = ()
-) -> None:
-    """Raise `BudgetError`, before anything is trained, if a budget is hopeless by the tables.
-
-    Args:
-        table: of the run's target, which shares are of.
-        others: of the deployments that compete.
-    """
-    fastest = min(
-        here.fixed_ms
-        + min(here.block_ms(Block(options.heads[0], options.ffn[0])) for options in space.blocks)
-        for one in (table, *others)
-        for here in map(one.predictor().at_hidden, (0, *space.hidden))
-    )
-    for text in inputs.recipe.budgets:
-        if Budget.parse(text).in_ms(table.reference_ms) < fastest:
-            raise BudgetError(
-                f"budget {text} cannot be met: the fastest subnetwork is predicted at "
-                f"{fastest:.3g} ms, the whole model takes {table.reference_ms:.3g} ms"
-            )
-
-
 def teacher_answers(inputs: Inputs, teacher: PreTrainedModel) -> np.ndarray:
     """`teacher.safetensors`: the baseline's answers, by which the search judges."""
     from safetensors.numpy import save_file
@@ -374,28 +352,6 @@ def _latency_share(inputs: Inputs) -> Callable[[Subnetwork], float]:
     predictor = LatencyTable.load(inputs.path / "table.json").predictor()
     full = predictor.predict(Subnetwork.full(inputs.shape))
     return lambda subnetwork: predictor.predict(subnetwork) / full
-
-
-def budget_share(inputs: Inputs, text: str) -> float:
-    """A budget as a share of the full model's latency, by the table."""
-    table = LatencyTable.load(inputs.path / "table.json")
-    return Budget.parse(text).in_ms(table.reference_ms) / table.reference_ms
-
-
-def budget_shares(inputs: Inputs) -> list[float]:
-    """All budgets as shares of the full model's latency."""
-    return [budget_share(inputs, budget) for budget in inputs.recipe.budgets]
-
-
-def structure_shares(inputs: Inputs) -> list[float]:
-    """The shares that structures have which fill the budgets, at all deployments; at most 1.
-
-    A network that is served twice as fast may be twice as large.
-    """
-    from hwnas.deployments import read_anchors
-
-    ratios = (1.0, *(anchor.ratio for anchor in read_anchors(inputs.path)))
-    return [min(1.0, share / ratio) for share in budget_shares(inputs) for ratio in ratios]
 
 
 def general_network(

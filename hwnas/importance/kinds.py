@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hwnas.anatomy import find_family
 from hwnas.anatomy.modules import BlockModules, Slot, block_modules, blocks, layer
-from hwnas.files import replacing
+from hwnas.files import read_tensors, replacing
 from hwnas.importance.scores import Importance, Tensors
 from hwnas.importance.spec import ImportanceSpec
 from hwnas.processes import leading
@@ -267,9 +267,7 @@ class Movement(TrainerCallback):
         self._parts = _Parts(model)
         at = self._at(state.global_step)
         if state.global_step and at.exists():
-            from safetensors.torch import load_file
-
-            kept = load_file(at)
+            kept = read_tensors(at)
             self.sums = {n: kept[n].to(p.device) for n, p in self._parts.parameters.items()}
         else:
             self.sums = {n: torch.zeros_like(p) for n, p in self._parts.parameters.items()}
