@@ -41,6 +41,24 @@ def check_budgets(
             )
 
 
+def check_sizes(inputs: Inputs, space: SearchSpace) -> None:
+    """Raise `BudgetError` if nothing is as small as the recipe wants it, however it is served."""
+    from hwnas.deployments import targets_of
+    from hwnas.sizes import sizes_at
+
+    most_mb = inputs.recipe.max_size_mb
+    assert most_mb is not None
+    refused: list[BudgetError] = []
+    targets = [inputs.target, *targets_of(inputs.recipe)]
+    for target in targets:
+        try:
+            sizes_at(inputs, target).check(space, most_mb)
+        except BudgetError as error:
+            refused.append(error)
+    if len(refused) == len(targets):
+        raise refused[-1]
+
+
 def budget_share(inputs: Inputs, text: str) -> float:
     """A budget as a share of the full model's latency, by the table."""
     table = LatencyTable.load(inputs.path / "table.json")

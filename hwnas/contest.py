@@ -30,6 +30,7 @@ from hwnas.search.evolution import Evaluated, evolve_at, finalists
 from hwnas.search.front import EvaluateAll
 from hwnas.search.seeds import seeds
 from hwnas.selection import Allowance, Proposer, Selection, TimedStructure, best_of, select
+from hwnas.sizes import SizeLimit, sizes_at
 from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
@@ -117,7 +118,27 @@ class Contest:
             start=self.first,
             stoppable=self.stoppable,
             deployment=self.deployment_name,
+            allows=self.allows,
+            within_size=self.within_size if self.size_limit else None,
         )
+
+    def allows(self, subnetwork: Subnetwork) -> bool:
+        """Whether a subnetwork is small enough to be served."""
+        return self.size_limit is None or self.size_limit.allows(subnetwork)
+
+    def within_size(
+        self, predictor: LatencyPredictor, budget_ms: float, hidden: int = 0
+    ) -> LatencyPredictor:
+        """The additive predictor, or one of latency and size together where size is limited.
+
+        Raises:
+            BudgetError: nothing is within budget and limit at that residual width.
+        """
+        if self.size_limit is None:
+            return predictor
+        here = predictor.at_hidden(hidden)
+        mixed = self.size_limit.mixed(here, self.space, self.loss, budget_ms, hidden)
+        return replace(predictor, narrower={hidden: mixed}) if hidden else mixed
 
     def allowance(self, budget: str) -> Allowance:
         """What a budget allows, by the table's latency of the full model."""
@@ -128,6 +149,17 @@ class Contest:
             margin=measure.margin,
             tolerance=measure.tolerance,
         )
+
+    @cached_property
+    def size_limit(self) -> SizeLimit | None:
+        """How large what is served may be, where the recipe says so."""
+        most_mb = self.inputs.recipe.max_size_mb
+        if most_mb is None:
+            return None
+        target = self.deployment.target if self.deployment else self.inputs.target
+        limit = SizeLimit(most_mb, sizes_at(self.inputs, target))
+        limit.sizes.check(self.space, most_mb)
+        return limit
 
     @cached_property
     def loss(self) -> BlockLoss:
@@ -227,28 +259,64 @@ def _search(contest: Contest, budget: str) -> Proposer:
                     kind=candidate.kind,
                     genome=candidate.subnetwork.genome,
                     signal=candidate.signal,
-                    predicted_ms=candidate.predicted_ms,
+                    predicted_ms=_in_ms(contest, predictor, candidate).predicted_ms,
                     deployment=contest.deployment_name,
                 )
                 inputs.directory.append("candidates.jsonl", line.model_dump())
 
             evaluated = []
             additive = predictor.near(budget_ms)
+            refused: list[BudgetError] = []
             for hidden, share in _residual_widths(contest, predictor, budget_ms):
+                try:
+                    allowed = contest.within_size(additive, budget_ms, hidden)
+                except BudgetError as error:
+                    refused.append(error)
+                    continue
                 evaluated += evolve_at(
                     hidden,
                     contest.space,
                     contest.loss,
-                    additive,
+                    allowed,
                     budget_ms,
                     evaluate,
                     evaluations=max(1, round(share * inputs.plan.evaluations)),
                     seed=inputs.recipe.seed * 1000 + number,
                     on_candidate=record,
                 )
-        return finalists(evaluated, budget_ms)
+            if refused and not evaluated:
+                raise refused[0]
+        return _small_enough(contest, predictor, evaluated, budget_ms)
 
     return propose
+
+
+def _in_ms(contest: Contest, predictor: LatencyPredictor, candidate: Evaluated) -> Evaluated:
+    """The candidate with its latency, also where the search went by a mixture with its size."""
+    if contest.size_limit is None:
+        return candidate
+    return replace(candidate, predicted_ms=predictor.predict(candidate.subnetwork))
+
+
+def _small_enough(
+    contest: Contest,
+    predictor: LatencyPredictor,
+    evaluated: Sequence[Evaluated],
+    budget_ms: float,
+) -> list[Evaluated]:
+    """The finalists among those within the limit of size.
+
+    Raises:
+        BudgetError: there are none.
+    """
+    found = [_in_ms(contest, predictor, c) for c in evaluated if contest.allows(c.subnetwork)]
+    best = finalists(found, budget_ms)
+    if not best and contest.size_limit is not None:
+        raise BudgetError(
+            f"none of {len(evaluated)} structures is within {budget_ms:.3g} ms and "
+            f"{contest.size_limit.most_mb:g} MB"
+        )
+    return best
 
 
 def _residual_widths(
@@ -277,7 +345,9 @@ def _shrink(contest: Contest) -> Proposer:
     kinds = ("uniform", "uniform-heads", "uniform-ffn")
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
-        found = seeds(contest.space, contest.loss, predictor.near(budget_ms), budget_ms)
+        allowed = contest.within_size(predictor.near(budget_ms), budget_ms)
+        found = seeds(contest.space, contest.loss, allowed, budget_ms)
+        found = [seed for seed in found if contest.allows(seed.subnetwork)]
         if strategy == "layers":
             chosen = [s for s in found if s.kind == "layers-filled"]
             chosen = chosen or [s for s in found if s.kind == "layers"]

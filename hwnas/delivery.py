@@ -278,10 +278,12 @@ def _chosen(
 ) -> Chosen:
     budget_ms = Budget.parse(budget).in_ms(baseline.latency_ms)
     measured_ms = timing["ratio"] * baseline.latency_ms
+    most_mb = inputs.recipe.max_size_mb
+    quick = measured_ms <= budget_ms * (1 + inputs.recipe.measure.tolerance)
     return Chosen(
         budget=budget,
         budget_ms=budget_ms,
-        met=measured_ms <= budget_ms * (1 + inputs.recipe.measure.tolerance),
+        met=quick and (most_mb is None or served.size_mb <= most_mb),
         kind=winner.structure.kind,
         genome=winner.structure.genome,
         metric=served.metric,
@@ -292,6 +294,7 @@ def _chosen(
         runtime=served.target.runtime,
         precision=served.target.precision,
         size_mb=served.size_mb,
+        max_size_mb=most_mb,
         params=served.params,
         flops=served.flops,
         steps=winner.steps,

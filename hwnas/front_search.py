@@ -47,6 +47,9 @@ class FrontSearch:
     start: Sequence[Subnetwork] = ()  # structures to look at first
     stoppable: bool = False  # Ctrl-C ends the search, not the run
     deployment: str = ""  # whose latencies are predicted, if not the target's own
+    allows: Callable[[Subnetwork], bool] = lambda subnetwork: True  # what is small enough
+    # where size is limited: an additive predictor of latency and size together, for the searcher
+    within_size: Callable[[LatencyPredictor, float, int], LatencyPredictor] | None = None
     evaluated: dict[Subnetwork, Evaluated] = field(default_factory=dict)
     stopped: bool = False
     searched: bool = False
@@ -73,12 +76,14 @@ class FrontSearch:
             pool = [
                 replace(c, predicted_ms=predictor.predict(c.subnetwork))
                 for c in self.evaluated.values()
+                if self.allows(c.subnetwork)
             ]
             best = finalists(pool, budget_ms)
             if not best:
                 raise BudgetError(
-                    f"budget {budget}: none of the {len(pool)} structures that were looked at is "
-                    f"predicted within {budget_ms:.3g} ms"
+                    f"budget {budget}: of {len(self.evaluated)} structures that were looked at, "
+                    f"none of the {len(pool)} that are small enough is predicted within "
+                    f"{budget_ms:.3g} ms"
                 )
             return best
 
@@ -90,7 +95,7 @@ class FrontSearch:
             problem = FrontProblem.of(
                 self.space,
                 self.loss,
-                predictor.at_hidden(hidden),
+                self._searched_by(predictor, max(self.aims), hidden),
                 self.judge.worst,
                 least_ms=_BELOW * min(self.aims),
                 most_ms=max(self.aims),
@@ -99,7 +104,7 @@ class FrontSearch:
             searcher = self._searcher(problem, number, hidden, self.seed)
             if self.start:
                 searcher = _After([s for s in self.start if s.hidden == hidden], searcher)
-            self._search(problem, searcher, number, hidden, FRONT, 1)
+            self._search(problem, searcher, predictor, number, hidden, FRONT, 1)
 
     def _near(
         self, predictor: LatencyPredictor, budget: str, budget_ms: float, number: int
@@ -109,14 +114,22 @@ class FrontSearch:
             problem = FrontProblem.of(
                 self.space,
                 self.loss,
-                predictor.at_hidden(hidden),
+                self._searched_by(predictor, budget_ms, hidden),
                 self.judge.worst,
                 least_ms=_NEAR * budget_ms,
                 most_ms=budget_ms,
                 aims=(budget_ms,),
             )
             searcher = self._searcher(problem, evaluations, hidden, self.seed + number)
-            self._search(problem, searcher, evaluations, hidden, budget, number)
+            self._search(problem, searcher, predictor, evaluations, hidden, budget, number)
+
+    def _searched_by(
+        self, predictor: LatencyPredictor, most_ms: float, hidden: int
+    ) -> LatencyPredictor:
+        """What the searcher takes for the latency, at a residual width (0: the model's own)."""
+        if self.within_size is None:
+            return predictor.at_hidden(hidden)
+        return self.within_size(predictor.near(most_ms), most_ms, hidden).at_hidden(hidden)
 
     def _widths(
         self, predictor: LatencyPredictor, most_ms: float, evaluations: int
@@ -151,6 +164,7 @@ class FrontSearch:
         self,
         problem: FrontProblem,
         searcher: Searcher,
+        predictor: LatencyPredictor,
         evaluations: int,
         hidden: int,
         budget: str,
@@ -169,7 +183,7 @@ class FrontSearch:
                         kind=found.kind,
                         genome=found.subnetwork.genome,
                         signal=found.signal,
-                        predicted_ms=found.predicted_ms,
+                        predicted_ms=predictor.predict(found.subnetwork),
                         deployment=self.deployment,
                     )
                     self.directory.append("candidates.jsonl", line.model_dump())

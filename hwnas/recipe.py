@@ -84,6 +84,7 @@ class Recipe(Settings):
     task: TaskSpec = TaskSpec(data="demo:tweets")
     target: str = "openvino:cpu:threads=1,batch=1,seq=64"
     budgets: tuple[str, ...] = Field(("50%", "33%"), min_length=1)
+    max_size_mb: float | None = Field(None, gt=0)  # of the folder that is served, 10^6 bytes
     strategy: Strategy = "search"
     seed: int = Field(0, ge=0)
     compute: ComputePlan = ComputePlan()

@@ -57,6 +57,7 @@ class Wanted:
     signal: str | None = None  # likewise
     seed: int | None = None
     confidence: float | None = None
+    max_size_mb: float | None = None  # of what is served
     deployments: tuple[str, ...] = ()  # that compete with the table's own; see `deployments`
     warm_start: Path | None = None  # candidates of another search of the same model
 
@@ -170,6 +171,8 @@ def _recipe(run: Path, wanted: Wanted) -> tuple[Recipe, LatencyTable]:
         changes["compute"] = settings["compute"] | {"evaluations": each}
     if wanted.seed is not None:
         changes["seed"] = wanted.seed
+    if wanted.max_size_mb is not None:
+        changes["max_size_mb"] = wanted.max_size_mb
     if wanted.confidence is not None:
         changes["measure"] = settings["measure"] | {"confidence": wanted.confidence}
     return override(theirs, "options", changes), table

@@ -83,6 +83,7 @@ class Chosen(Record):
     runtime: str
     precision: str
     size_mb: float
+    max_size_mb: float | None = None  # that it may have
     params: int
     flops: int
     steps: int  # training steps that its weights saw, all stages

@@ -161,3 +161,14 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> P
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_trained(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> Path:
+    """A run of `tiny_recipe` whose super-network is trained, and nothing more; only to be read."""
+    from hwnas.pipeline import train_supernet
+    from hwnas.recipe import load_recipe
+
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train_supernet(load_recipe(tiny_recipe), out).inputs.directory.close()
+    return out

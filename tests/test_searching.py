@@ -50,11 +50,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> Path:
-    """A run whose super-network is trained, and nothing more."""
-    out = tmp_path_factory.mktemp("trained") / "run"
-    finish(hwnas("supernet", tiny_recipe, "--out", out))
-    return out
+def trained(tiny_trained: Path) -> Path:
+    return tiny_trained
 
 
 @pytest.fixture(scope="module")
