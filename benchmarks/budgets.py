@@ -53,7 +53,7 @@ def table_of(space: str, runtime: str) -> Path:
     path = RUNS / "tables" / f"{space}-{runtime}.json"
     if not path.exists():
         config = load_config(str(trained(space) / "baseline" / "model"))
-        profile(config, Target.parse(f"{runtime}:{SHAPE}")).save(path)
+        profile(config, Target.parse(f"{runtime}:{SHAPE}"), minutes=1).save(path)
     return path
 
 

@@ -62,6 +62,7 @@ def recipe_of(seq: int, seed: int, together: bool, quick: bool) -> Recipe:
         "budgets": [BUDGET],
         "seed": seed,
         "compute": COMPUTE | ({"minutes": 0.5} if quick else {}),
+        "measure": {"table_minutes": 1, "validate_table": 4},
         "deployments": list(DEPLOYMENTS if together else ()),
     }
     return validate(Recipe, value, where="deployments")
