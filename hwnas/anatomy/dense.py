@@ -41,7 +41,11 @@ def new_dense(
     """
     task = task or find_family(config).task
     widths = [(block.heads, block.ffn) for _, block in subnetwork.kept]
-    dense = dense_class(config, task)(dense_config(config, widths, subnetwork.hidden))
+    stated: Any = dense_config(config, widths, subnetwork.hidden)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:  # of attention, in decoders: near, or over all
+        stated.layer_types = [kinds[i] for i, _ in subnetwork.kept]
+    dense = dense_class(config, task)(stated)
     dense.eval()
     return dense
 

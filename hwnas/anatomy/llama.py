@@ -1,6 +1,8 @@
-"""Llama-like decoders: Llama, SmolLM2 and their descendants.
+"""Llama-like decoders: Llama, SmolLM2, Mistral, Qwen 2 and 3, Gemma.
 
 Heads are elastic in whole KV groups: the query heads that share a key-value head stay together.
+Biases of the projections (Qwen 2) follow their columns; norms of queries and keys (Qwen 3) are over
+one head and stay as they are.
 """
 
 from hwnas.anatomy import Family

@@ -60,7 +60,12 @@ CONFIGS = {
     "deberta-v3": ("DebertaV2Config", SIZES | DEBERTA_V3),
     "vit": ("ViTConfig", SIZES | {"image_size": 16, "patch_size": 4}),
     "llama": ("LlamaConfig", LLAMA),
+    "mistral": ("MistralConfig", LLAMA | {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", LLAMA),
+    "qwen3": ("Qwen3Config", LLAMA),
+    "gemma": ("GemmaConfig", LLAMA),
 }
+DECODERS = tuple(name for name, (_, sizes) in CONFIGS.items() if "head_dim" in sizes)
 
 
 def make_model(name: str, task: str | None = None):
