@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.anatomy.heads import generates
+from hwnas.anatomy.heads import writes
 from hwnas.errors import HwnasError
 from hwnas.export.folders import find_format, load_exported
 
@@ -45,7 +45,7 @@ def parity(
     """
     from hwnas.tasks.predict import predict
 
-    if generates(model.config):
+    if writes(model):
         exported = load_exported(folder, threads, exact=True)
         return _parity_of_continuations(model, exported, encoded)
     found = predict(load_exported(folder, threads), encoded, batch_size=_BATCH)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy.heads import auto_name, generates, task_of
 from hwnas.errors import UserError
+from hwnas.export.decoders import export_configs
 from hwnas.export.folders import FORMATS, check_format, quiet
 from hwnas.files import replacing
 from hwnas.progress import bar
@@ -153,7 +154,8 @@ def _convert_to_onnx(model: PreTrainedModel, folder: Path) -> None:
 
     task = _exporters_task(model)
     _pass_for_transformers(model)
-    onnx_export_from_model(model, folder, task=task, do_validation=False)
+    own = export_configs(model, "onnx")
+    onnx_export_from_model(model, folder, task=task, do_validation=False, **own)
 
 
 def _convert_to_openvino(model: PreTrainedModel, folder: Path) -> None:
@@ -163,7 +165,12 @@ def _convert_to_openvino(model: PreTrainedModel, folder: Path) -> None:
     _pass_for_transformers(model)
     with _no_telemetry():
         export_from_model(
-            model, folder, task=task, preprocessors=[], stateful=generates(model.config)
+            model,
+            folder,
+            task=task,
+            preprocessors=[],
+            stateful=generates(model.config),
+            **export_configs(model, "openvino"),
         )
 
 

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hwnas.anatomy.heads import ending_for, task_of
+from hwnas.anatomy.heads import ending_for, generates, task_of
 from hwnas.errors import HwnasError, UserError
+from hwnas.export.decoders import PlainDecoder, kv_heads
 from hwnas.files import read_json
 from hwnas.latency.target import Target
 
@@ -147,6 +148,11 @@ def load_exported(folder: Path, threads: int | None = None, *, exact: bool = Fal
 
 def _load_onnx(folder: Path, threads: int | None) -> Any:
     import onnxruntime
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    if generates(config) and kv_heads(config):
+        return PlainDecoder(folder / MODEL_FILES["onnx"], config, threads)
     from optimum import onnxruntime as optimum
 
     options = onnxruntime.SessionOptions()

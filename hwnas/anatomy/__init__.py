@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 # model_type of the config -> the module here whose `family` knows it
 _FAMILIES = {
     "bert": "bert",
+    "bloom": "bloom",
     "camembert": "bert",
     "deberta-v2": "deberta",
     "distilbert": "distilbert",
     "electra": "bert",
     "gemma": "llama",
+    "gpt2": "gpt2",
     "llama": "llama",
     "mistral": "llama",
     "mpnet": "mpnet",
@@ -74,8 +76,16 @@ class Family:
     # attributes that hold a block's sizes -> "heads", "size" of a head, "width" of all heads,
     # "scaling" (one over the root of a head's size)
     sizes: dict[str, str] = field(default_factory=dict)
-    head_bias: str = ""  # a module that is called with a bias for each head, the same in all blocks
-    ffn_width: str = "intermediate_size"  # its name in the config
+    # a module that is called with a bias for each head, the same in all blocks, and as what: the
+    # name of the argument, or empty for the fourth
+    head_bias: str = ""
+    bias_argument: str = ""
+    # projections that transformers keeps in one layer -> names they get as layers of their own;
+    # `by_head`: that layer has a head's query, key and value side by side, not all queries first
+    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    by_head: bool = False
+    # its name in the config; where that says nothing, FFNs are four times as wide as the stream
+    ffn_width: str = "intermediate_size"
     gated: bool = False
     decoder: bool = False
 
@@ -98,7 +108,8 @@ class Family:
 
 def stated_widths(config: Any, family: Family) -> list[tuple[int, int]]:
     """`(heads, ffn)` of every block: the config's `hwnas_blocks`, or all alike."""
-    full = (config.num_attention_heads, getattr(config, family.ffn_width))
+    ffn = getattr(config, family.ffn_width, None) or 4 * config.hidden_size
+    full = (config.num_attention_heads, ffn)
     blocks = getattr(config, "hwnas_blocks", None) or [full] * config.num_hidden_layers
     return [(heads, ffn) for heads, ffn in blocks]
 

@@ -24,6 +24,9 @@ _LAYOUT = (
     "shared",
     "sizes",
     "head_bias",
+    "bias_argument",
+    "joined",
+    "by_head",
 )
 # attributes of configs that, where they equal the residual width, mean it
 _AS_WIDE = ("pooler_hidden_size", "embedding_size")
@@ -81,7 +84,7 @@ def dense_config(config: Any, widths: list[tuple[int, int]], hidden: int = 0) ->
                 setattr(result, name, hidden)
         result.hidden_size = hidden
     heads = {heads for heads, _ in widths}
-    if family.decoder:
+    if family.decoder and hasattr(config, "num_key_value_heads"):
         result.head_dim = head_size(config)
         if len(heads) == 1:  # exporters make example caches by these numbers
             result.num_attention_heads = heads.pop()
@@ -116,21 +119,27 @@ def layout(family: Family, config: Any) -> dict[str, Any]:
     return names | {"head_size": shape.head_size, "group": shape.group}
 
 
-def own_biases(model: Any) -> None:
-    """Where a bias for each head is shared by all blocks, let each block choose its heads' part.
+def take_apart(model: Any) -> None:
+    """Give each block what it shares with others, and each projection a layer of its own.
 
-    In place, and only once; what the model computes stays. Nothing happens in other families.
+    Where a bias for each head is shared by all blocks, each block then chooses its heads' part;
+    where queries, keys and values come out of one layer, there are three. In place, and only once;
+    what the model computes stays. Nothing happens in families that know neither.
     """
-    from hwnas.anatomy.modeling_hwnas import own_heads
+    from hwnas.anatomy.modeling_hwnas import own_heads, part
     from hwnas.anatomy.modules import blocks
 
     config = model.config
     family = find_family(config)
-    if not family.head_bias or getattr(config, "hwnas_blocks", None) is not None:
+    whole = not family.head_bias and not family.joined
+    if whole or getattr(config, "hwnas_blocks", None) is not None:
         return
     widths = stated_widths(config, family)
+    known = layout(family, config)
     for block, (heads, _) in zip(blocks(model), widths, strict=True):
-        own_heads(block.get_submodule(family.head_bias), heads)
+        part(block, known)
+        if family.head_bias:
+            own_heads(block.get_submodule(family.head_bias), heads, family.bias_argument)
     model.__class__ = dense_class(config, task_of(type(model)))
     stated = dense_config(config, widths)
     for name in ("hwnas_blocks", "hwnas_head_size", "hwnas_layout"):

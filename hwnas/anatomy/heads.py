@@ -48,8 +48,14 @@ def task_of(model_class: type | str) -> str:
 
 def generates(config: PretrainedConfig | Any) -> bool:
     """Whether a model with this config, as it was saved, is for generating text."""
-    name = (config.architectures or [""])[0]
+    name: str = (getattr(config, "architectures", None) or [""])[0]
     return name.endswith((_TASKS["text-generation"][0], _LM_HEAD))
+
+
+def writes(model: PreTrainedModel | Any) -> bool:
+    """Whether a model, of transformers or Optimum, saved or not, is for generating text."""
+    by_name = type(model).__name__.endswith((_TASKS["text-generation"][0], _LM_HEAD))
+    return by_name or generates(model.config)
 
 
 def ending_for(task: str) -> str:

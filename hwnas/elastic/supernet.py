@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hwnas.anatomy import find_family
-from hwnas.anatomy.dense import check_hidden, layout, new_dense, own_biases
+from hwnas.anatomy.dense import check_hidden, layout, new_dense, take_apart
 from hwnas.anatomy.heads import task_of
 from hwnas.anatomy.modeling_hwnas import set_sizes
 from hwnas.anatomy.modules import BlockModules, block_modules, blocks, layer, replace_blocks
@@ -44,7 +44,7 @@ class SuperNetwork:
         self.family = find_family(model.config)
         self.shape = self.family.shape(model.config)
         self.full = Subnetwork.full(self.shape)
-        own_biases(model)
+        take_apart(model)
         self._blocks = list(blocks(model))
         self._parts = [block_modules(self.family, block) for block in self._blocks]
         self._layout = layout(self.family, model.config)

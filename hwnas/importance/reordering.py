@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hwnas.anatomy import find_family
-from hwnas.anatomy.dense import own_biases
+from hwnas.anatomy.dense import take_apart
 from hwnas.anatomy.modules import block_modules, blocks, layer
 from hwnas.importance.scores import Importance
 
@@ -24,7 +24,7 @@ def reorder(model: PreTrainedModel, importance: Importance) -> None:
     """
     family = find_family(model.config)
     shape = family.shape(model.config)
-    own_biases(model)
+    take_apart(model)
     for i, block in enumerate(blocks(model)):
         part = block_modules(family, block)
         groups = importance.heads[i].view(-1, shape.group).sum(1)

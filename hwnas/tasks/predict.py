@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.anatomy.heads import generates
+from hwnas.anatomy.heads import writes
 from hwnas.progress import bar
 from hwnas.tasks.language import next_tokens
 
@@ -52,7 +52,7 @@ def predict(
     pad = getattr(model.config, "pad_token_id", None) or 0
     order = np.argsort([-len(row) for row in ids], kind="stable")
     device = torch.device(getattr(model, "device", "cpu"))
-    generating = generates(model.config)
+    generating = writes(model)
     training = getattr(model, "training", False)
     if training:
         model.eval()

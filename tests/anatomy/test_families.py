@@ -10,7 +10,7 @@ from tiny_models import CONFIGS, DECODERS, EXACT, SIZES, answer_of, gap, inputs_
 
 from hwnas import anatomy
 from hwnas.anatomy import Family, find_shape
-from hwnas.anatomy.heads import task_of
+from hwnas.anatomy.heads import auto_name, task_of
 from hwnas.elastic.layers import ElasticLinear
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
@@ -18,6 +18,7 @@ from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
 from hwnas.models import load
 from hwnas.space import SearchSpace
+from hwnas.subnetwork import Subnetwork
 
 KINDS = ("text-classification", "question-answering", "token-classification", "feature-extraction")
 
@@ -58,9 +59,7 @@ def test_dense_models_load_with_and_without_hwnas(name, tmp_path):
     network = SuperNetwork(model)
     space = SearchSpace.whole(network.shape, ffn_step=16)
     dense = network.extract(space.sample(random.Random(3), drop=0.2))
-    auto = getattr(
-        transformers, f"AutoModel{type(dense).__name__[type(dense).__name__.index('For') :]}"
-    )
+    auto = getattr(transformers, auto_name(task_of(type(dense))))
     dense._auto_class = auto.__name__
     dense.save_pretrained(tmp_path / "dense")
     wanted = answer_of(dense)
@@ -104,9 +103,9 @@ def test_heads_of_a_kv_group_stay_together():
 
 def test_an_unknown_family_is_told_which_are_known():
     with pytest.raises(
-        UserError, match=r"'gpt2' is not supported; supported: bert, .*vit.*CONTRIB"
+        UserError, match=r"'gptj' is not supported; supported: bert, .*vit.*CONTRIB"
     ):
-        find_shape(transformers.GPT2Config())
+        find_shape(transformers.GPTJConfig())
 
 
 def test_a_new_family_is_one_file(tmp_path, monkeypatch):
@@ -154,3 +153,26 @@ def test_exported_files_agree_with_torch(name, runtime, tmp_path):
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     with torch.inference_mode():
         assert gap(torch.as_tensor(served(**inputs).logits), dense(**inputs).logits) <= 1e-4
+
+
+@pytest.mark.slow  # a few seconds for each family and runtime
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_exported_decoders_write_as_torch_does(name, runtime, tmp_path):
+    """Blocks of different numbers of KV heads, and one is left out."""
+    from datasets import Dataset
+
+    from hwnas.export.compare import parity
+    from hwnas.export.convert import _convert_to_onnx, _convert_to_openvino, _plain_copy
+    from hwnas.export.decoders import kv_heads
+
+    model = make_model(name)
+    reorder(model, _random_scores(model))
+    group = find_shape(model.config).group
+    widths = [[group, 32], [0, 0], [2 * group, 48]]
+    dense = SuperNetwork(model).extract(Subnetwork.of(widths))
+    assert kv_heads(dense.config) == [1, 2]
+    convert = {"onnx": _convert_to_onnx, "openvino": _convert_to_openvino}[runtime]
+    convert(_plain_copy(dense), tmp_path)
+    prompts = Dataset.from_dict({"input_ids": [list(range(5, 5 + n)) for n in (1, 6, 11)]})
+    assert parity(dense, tmp_path, prompts) <= 1e-4

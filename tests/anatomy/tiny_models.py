@@ -48,6 +48,19 @@ LLAMA = {
     "intermediate_size": 64,
     "max_position_embeddings": 40,
 }
+BLOOM = {"vocab_size": 99, "hidden_size": 32, "n_layer": 3, "n_head": 4}
+GPT2 = {
+    "vocab_size": 99,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 40,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 CONFIGS = {
     "bert": ("BertConfig", SIZES),
     "roberta": ("RobertaConfig", SIZES),
@@ -64,8 +77,12 @@ CONFIGS = {
     "qwen2": ("Qwen2Config", LLAMA),
     "qwen3": ("Qwen3Config", LLAMA),
     "gemma": ("GemmaConfig", LLAMA),
+    "gpt2": ("GPT2Config", GPT2),
+    "bloom": ("BloomConfig", BLOOM),
 }
-DECODERS = tuple(name for name, (_, sizes) in CONFIGS.items() if "head_dim" in sizes)
+DECODERS = tuple(
+    name for name, (_, sizes) in CONFIGS.items() if "head_dim" in sizes or "n_head" in sizes
+)
 
 
 def make_model(name: str, task: str | None = None):
