@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hwnas.anatomy.heads import generates
+
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 def kv_heads(config: PretrainedConfig | Any) -> list[int]:
-    """KV heads of every block, if they are not all as many as the config says; else none."""
+    """KV heads of every block of a language model, if they are not as many as its config says."""
     blocks = getattr(config, "hwnas_blocks", None)
-    if blocks is None:
+    if blocks is None or not generates(config):
         return []
     found = [heads // config.hwnas_layout["group"] for heads, _ in blocks]
     stated = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hwnas.anatomy.heads import ending_for, generates, task_of
+from hwnas.anatomy.heads import ending_for, task_of
 from hwnas.errors import HwnasError, UserError
 from hwnas.export.decoders import PlainDecoder, kv_heads
 from hwnas.files import read_json
@@ -151,7 +151,7 @@ def _load_onnx(folder: Path, threads: int | None) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    if generates(config) and kv_heads(config):
+    if kv_heads(config):
         return PlainDecoder(folder / MODEL_FILES["onnx"], config, threads)
     from optimum import onnxruntime as optimum
 

@@ -184,12 +184,12 @@ def test_label_never_seen_in_training(hwnas: Run, tmp_path: Path) -> None:
 
 
 def test_unknown_family(hwnas: Run, tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2ForSequenceClassification
+    from transformers import GPTJConfig, GPTJForSequenceClassification
 
-    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, num_labels=2)
-    GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "gpt")
+    config = GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, num_labels=2)
+    GPTJForSequenceClassification(config).save_pretrained(tmp_path / "gpt")
     data = rows(tmp_path / "d.csv", 60)
-    refused(hwnas("run", "--model", tmp_path / "gpt", "--data", data, "--out", "r"), "gpt2", "bert")
+    refused(hwnas("run", "--model", tmp_path / "gpt", "--data", data, "--out", "r"), "gptj", "bert")
     assert not (tmp_path / "r").exists()
 
 

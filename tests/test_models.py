@@ -136,11 +136,11 @@ def test_an_encoder_alone_loads_without_a_head(minilm_dir: Path) -> None:
 
 @pytest.mark.parametrize("use", [load, lambda path: load_model(str(path))])
 def test_other_families_are_refused_before_anything_is_read(use: Any, tmp_path: Path) -> None:
-    from transformers import GPT2Config
+    from transformers import GPTJConfig
 
-    GPT2Config().save_pretrained(tmp_path)
+    GPTJConfig().save_pretrained(tmp_path)
     message = refused(lambda: use(tmp_path))
-    assert "model family 'gpt2' is not supported; supported: bert" in message
+    assert "model family 'gptj' is not supported; supported: bert" in message
 
 
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:

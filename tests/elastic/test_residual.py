@@ -19,9 +19,9 @@ from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "anatomy"))
-from tiny_models import CONFIGS, EXACT, answer_of, gap, make_model
+from tiny_models import CONFIGS, DECODERS, EXACT, answer_of, gap, make_model
 
-ENCODERS = [name for name in CONFIGS if name != "llama"]
+ENCODERS = [name for name in CONFIGS if name not in DECODERS]
 
 
 def _sorted_network(name: str) -> SuperNetwork:

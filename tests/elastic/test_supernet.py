@@ -134,9 +134,9 @@ def test_a_subnetwork_that_does_not_fit_is_refused(tiny, genome, word):
 
 
 def test_unknown_family_is_refused():
-    from transformers import GPT2Config
+    from transformers import GPTJConfig
 
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=50, num_labels=2)
+    config = GPTJConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=50, num_labels=2)
     model = AutoModelForSequenceClassification.from_config(config)
-    with pytest.raises(UserError, match=r"gpt2.*supported: bert"):
+    with pytest.raises(UserError, match=r"gptj.*supported: bert"):
         SuperNetwork(model)

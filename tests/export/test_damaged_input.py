@@ -93,7 +93,7 @@ def _refusal(*arguments: str) -> str:
         (_no_numbers, "classifier.bias holds NaN or infinity"),
         (_without("config.json"), "has no config.json"),
         (_cut("config.json"), "config.json: not valid JSON"),
-        (_written("config.json", '"bert"', '"gpt2"'), "model family 'gpt2' is not supported"),
+        (_written("config.json", '"bert"', '"no-such-family"'), "not a usable config"),
         (_written("config.json", '"vocab_size": 120', '"vocab_size": 130'), "do not belong"),
         (_without("tokenizer*", "vocab*", "special*"), "its tokenizer cannot be read"),
         (_without("*"), "has no config.json"),
