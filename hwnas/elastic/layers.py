@@ -42,5 +42,9 @@ class ElasticLinear(nn.Linear):
             weight = weight[:, : self.active_in]
         return F.linear(x, weight, bias)
 
+    def merged(self) -> torch.Tensor:
+        """The weight that a dense layer would need, `(out_features, in_features)`."""
+        return self.weight
+
     def extra_repr(self) -> str:
         return f"{self.active_in} of {self.in_features} -> {self.active_out} of {self.out_features}"

@@ -53,6 +53,11 @@ class SuperNetwork:
                 setattr(holder, name, ElasticLinear.sharing(getattr(holder, name)))
         self.active = self.full
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks in order, also those that are left out now."""
+        return self._blocks
+
     def set_subnetwork(self, subnetwork: Subnetwork) -> None:
         """Switch `subnetwork` on; one of a narrower residual stream is had by `as_subnetwork` only.
 
@@ -155,7 +160,13 @@ class SuperNetwork:
 
 @torch.no_grad()
 def _copy_prefixes(source: nn.Module, target: nn.Module) -> None:
-    """Copy every parameter and buffer, cut to the target's shape from the front."""
+    """Copy every parameter and buffer, cut to the target's shape from the front.
+
+    Adapters become part of the weights that they stand beside.
+    """
     tensors = source.state_dict()
+    for name, module in source.named_modules():
+        if isinstance(module, ElasticLinear):
+            tensors[f"{name}.weight"] = module.merged()
     for name, tensor in target.state_dict().items():
         tensor.copy_(prefix(tensors[name], tensor.shape))

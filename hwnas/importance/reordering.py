@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +17,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass(frozen=True)
+class Order:
+    """Where each block's rows and columns came from: `new = old[order]`."""
+
+    columns: tuple[torch.Tensor, ...]  # of all heads, (heads * head_size,)
+    shared: tuple[torch.Tensor, ...]  # of KV heads
+    neurons: tuple[torch.Tensor, ...]  # of the FFN
+
+
 @torch.no_grad()
-def reorder(model: PreTrainedModel, importance: Importance) -> None:
+def reorder(model: PreTrainedModel, importance: Importance) -> Order:
     """Sort each block's heads and FFN neurons by importance, in place; the function stays.
 
     Heads that share a key-value head stay together, and the groups are sorted.
     """
+    moved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     family = find_family(model.config)
     shape = family.shape(model.config)
     take_apart(model)
@@ -30,11 +41,13 @@ def reorder(model: PreTrainedModel, importance: Importance) -> None:
         groups = importance.heads[i].view(-1, shape.group).sum(1)
         order = groups.argsort(descending=True, stable=True)
         columns = _columns(order, shape.group * shape.head_size)
+        shared = _columns(order, shape.head_size)
         neurons = importance.ffn[i].argsort(descending=True, stable=True)
+        moved.append((columns, shared, neurons))
         for slot in part.attention_in:
             _permute_rows(layer(slot), columns)
         for slot in part.shared_in:
-            _permute_rows(layer(slot), _columns(order, shape.head_size))
+            _permute_rows(layer(slot), shared)
         _permute_columns(layer(part.attention_out), columns)
         for slot in part.ffn_in:
             _permute_rows(layer(slot), neurons)
@@ -42,6 +55,7 @@ def reorder(model: PreTrainedModel, importance: Importance) -> None:
         if family.head_bias:
             index: Any = block.get_submodule(family.head_bias).head_index
             index.copy_(index[order])
+    return Order(*(tuple(each) for each in zip(*moved, strict=True)))
 
 
 def _columns(order: torch.Tensor, size: int) -> torch.Tensor:

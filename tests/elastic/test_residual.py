@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from tiny_models import CONFIGS, DECODERS, EXACT, answer_of, gap, make_model
 
 from hwnas.elastic.residual import reorder_residual, residual_axes
 from hwnas.elastic.supernet import SuperNetwork
@@ -17,9 +17,6 @@ from hwnas.errors import UserError
 from hwnas.models import load
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "anatomy"))
-from tiny_models import CONFIGS, DECODERS, EXACT, answer_of, gap, make_model
 
 ENCODERS = [name for name in CONFIGS if name not in DECODERS]
 
