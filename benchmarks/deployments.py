@@ -40,7 +40,13 @@ BUDGET, SHARE = "32%", 0.32
 LENGTHS = (128, 64)
 SEEDS = (0, 1, 2)
 DEPLOYMENTS = ("openvino:int8-static", "openvino:bf16", "onnxruntime:int8-dynamic")
-COMPUTE = {"start_steps": 500, "supernet_steps": 48, "first_rung_steps": 60, "winner_steps": 500}
+COMPUTE = {
+    "start_steps": 500,
+    "supernet_steps": 48,
+    "first_rung_steps": 60,
+    "winner_steps": 500,
+    "heir_steps": 250,
+}
 PROTOCOL = (
     "MiniLM, SST-2, official dev split; paired latency of the served files, 1 thread, batch 1; "
     f"budget {BUDGET} of fp32 OpenVINO; {', '.join(DEPLOYMENTS)} beside it"

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hwnas import stages
 from hwnas.clock import StructureClock
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError
@@ -63,6 +64,7 @@ class Contest:
     time: Callable[[Subnetwork], float] | None = None  # ms of a structure; None: by the clock
     evaluate_all: EvaluateAll | None = None  # by workers; None: here, one after the other
     first: Sequence[Subnetwork] = ()  # structures that a search of the front looks at first
+    trains: bool = True  # whether finalists are trained; else they keep the network's weights
     stoppable: bool = False  # whether Ctrl-C ends such a search, and not the run
     deployments: Sequence[Deployment] = ()  # that compete with the target's own
     deployment: Deployment | None = None  # the one that is looked at; None: the target's own
@@ -100,11 +102,26 @@ class Contest:
         )
 
     @cached_property
+    def baseline(self) -> SuperNetwork:
+        """The teacher's weights, of which structures that leave out little are best cut."""
+        return stages.baseline_network(self.inputs, self.scores)
+
+    def signal(self, subnetwork: Subnetwork) -> float:
+        """The quality signal of a subnetwork, with whichever weights it has the better one.
+
+        A super-network that also serves narrow structures is worse than the baseline for those that
+        are almost whole; finalists start from whatever serves them best.
+        """
+        assert self.network is not None
+        origins = (self.network, self.baseline) if self.trains else (self.network,)
+        return min(self.judge.of(network, subnetwork) for network in origins)
+
+    @cached_property
     def front(self) -> FrontSearch:
         """The search that all budgets share, unless the recipe wants evolution for each."""
-        inputs, network = self.inputs, self.network
-        assert network is not None and inputs.recipe.search.algorithm != "evolution"
-        each = self.evaluate_all or one_by_one(lambda s: self.judge.of(network, s))
+        inputs = self.inputs
+        assert inputs.recipe.search.algorithm != "evolution"
+        each = self.evaluate_all or one_by_one(self.signal)
         return FrontSearch(
             space=self.space,
             loss=self.loss,
@@ -233,8 +250,7 @@ def _proposer(contest: Contest, budget: str) -> Proposer:
 
 def _search(contest: Contest, budget: str) -> Proposer:
     """Proposals by search: seeds, then evolution, on the recipe's quality signal."""
-    inputs, network = contest.inputs, contest.network
-    assert network is not None
+    inputs = contest.inputs
     lines = inputs.directory.lines("candidates.jsonl")
     # an interrupted search is made again, with the signals that it had found
     known = {Subnetwork.of(line["genome"]): line["signal"] for line in lines}
@@ -247,7 +263,7 @@ def _search(contest: Contest, budget: str) -> Proposer:
 
             def evaluate(subnetwork: Subnetwork) -> float:
                 if subnetwork not in known:
-                    known[subnetwork] = contest.judge.of(network, subnetwork)
+                    known[subnetwork] = contest.signal(subnetwork)
                 signal: float = known[subnetwork]
                 return signal
 
@@ -481,12 +497,20 @@ class Origin:
         return contest.judge.divergence(answers)
 
 
+_WHOLE = ("teacher", "baseline")
+
+
 def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:
     """Every origin by its name in `finalists.jsonl`."""
     inputs = contest.inputs
     full = Subnetwork.full(inputs.shape)
-    start_steps = read_history(inputs.path / "baseline").start_steps
-    origins = {"teacher": Origin(contest.start, full, start_steps)}
+    history = read_history(inputs.path / "baseline")
+    start_steps = history.start_steps
+    origins = {
+        "teacher": Origin(contest.start, full, start_steps),
+        # trained already, so what is cut of it needs the fewer steps of an heir
+        "baseline": Origin(contest.baseline, full, history.steps, heir=True),
+    }
     if contest.network is not None:
         steps = start_steps + inputs.plan.supernet_steps
         origins["supernet"] = Origin(contest.network, full, steps)
@@ -505,15 +529,14 @@ def _entrant(
     """Start from whichever weights serve the structure best: those that diverge least.
 
     But leaving out blocks is judged by training only: there the super-network's weights were the
-    worse start (METHODS), so a structure starts from the teacher's or from weights that were
-    trained with just its blocks.
+    worse start (METHODS), so a structure starts from weights of the whole model, the students' or
+    the baseline's, or from such as were trained with just its blocks.
     """
     subnetwork = structure.subnetwork
     fitting = {
         name: origin
         for name, origin in origins.items()
-        if origin.holds(subnetwork)
-        and (name == "teacher" or origin.within.depth == subnetwork.depth)
+        if origin.holds(subnetwork) and (name in _WHOLE or origin.within.depth == subnetwork.depth)
     }
     start = "teacher"
     if len(fitting) > 1:

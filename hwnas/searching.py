@@ -132,6 +132,7 @@ def search_trained(
             network=trained.network,
             evaluate_all=workers,
             first=first,
+            trains=False,
             stoppable=True,
             deployments=deployments,
         )

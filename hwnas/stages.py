@@ -327,7 +327,16 @@ def load_teacher(inputs: Inputs, scores: Importance) -> PreTrainedModel:
 
 def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
     """The students' starting weights, reordered, elastic."""
-    model = on_gpu(load(inputs.path / "baseline" / "start"))
+    return _elastic(inputs, scores, "start")
+
+
+def baseline_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
+    """The baseline's final weights, likewise."""
+    return _elastic(inputs, scores, "model")
+
+
+def _elastic(inputs: Inputs, scores: Importance, name: str) -> SuperNetwork:
+    model = on_gpu(load(inputs.path / "baseline" / name))
     reorder(model, scores)
     if inputs.recipe.space.hidden:
         reorder_residual(model, scores.residual)

@@ -32,7 +32,9 @@ class Finalist(Record):
     round: int
     kind: str
     genome: list[list[int]]
-    start: str  # weights it started from: "supernet", "teacher", or a larger budget's "50% winner"
+    # weights it started from: "supernet", "teacher" (the students' start), "baseline", or a larger
+    # budget's "50% winner"
+    start: str
     rung: int
     steps: int  # training steps so far
     loss: float  # on validation data that the search did not use
