@@ -273,6 +273,57 @@ def _new_run() -> Path:
 
 
 @app.command()
+def plan(
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe file (YAML), or the name of a shipped one, e.g. sst2.")
+    ],
+    memory: Annotated[
+        str | None, typer.Option(help="What there is to train in, e.g. 80GB; says what fits.")
+    ] = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="10^12 operations a second that training reaches; for hours."),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="A latency table of the model, to predict milliseconds.")
+    ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Frozen weights and activations in half precision.")
+    ] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Activations are computed again, not kept.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of a language model's adapters.")] = None,
+    json: Json = False,
+) -> None:
+    """What a recipe will need: parameters, memory, operations; no weights are read."""
+    from hwnas.elastic.adapters import AdapterSpec
+    from hwnas.latency.table import LatencyTable
+    from hwnas.models import load_config
+    from hwnas.planning import Means, make_plan, parse_memory
+    from hwnas.recipe import load_recipe
+
+    settings = load_recipe(recipe)
+    means = Means(parse_memory(memory) if memory else None, tflops, bf16, checkpointing)
+    made = make_plan(
+        settings,
+        load_config(settings.model),
+        means=means,
+        table=LatencyTable.find(table) if table else None,
+        adapters=AdapterSpec(rank=rank) if rank else None,
+    )
+    if json:
+        print_json(made)
+    else:
+        from hwnas.report.terminal import render_plan
+
+        print_rich(render_plan(made))
+    short = [stage for stage in made.stages if stage.fits is False]
+    if short:
+        raise BudgetError("; ".join(f"{s.name} does not fit: {s.advice}" for s in short))
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="demo:minilm, a folder or a hub name.")],
     out: Annotated[Path, typer.Option(help="Where the table goes (JSON).")],

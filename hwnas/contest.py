@@ -39,7 +39,7 @@ from hwnas.summary import Candidate, Finalist
 from hwnas.tasks.predict import predict
 from hwnas.training.baseline import read_history
 from hwnas.training.compute import FORWARD, step_cost
-from hwnas.training.halving import Entrant, Rung, halve, rows
+from hwnas.training.halving import START, Entrant, Rung, halve, rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -421,7 +421,7 @@ def train_finalists(
         contest.memory,
     )
     won = {(r.entrant, r.rung) for r in halving.results if r.rung > 0} | {
-        (halving.winner, r) for r in range(len(rungs))
+        (halving.winner, r) for r in range(START, len(rungs))
     }
     standing = [
         Finalist(
@@ -445,7 +445,7 @@ def train_finalists(
         structure=selection.structures[halving.winner],
         start=winner.start,
         weights=halving.weights,
-        steps=origins[winner.start].steps + winner.steps,
+        steps=origins[winner.start].steps + halving.steps,
         rounds=selection.rounds,
         standing=standing,
     )
@@ -497,7 +497,8 @@ class Origin:
         return contest.judge.divergence(answers)
 
 
-_WHOLE = ("teacher", "baseline")
+_BASELINE = "baseline"
+_WHOLE = ("teacher", _BASELINE)
 
 
 def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:
@@ -509,7 +510,7 @@ def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:
     origins = {
         "teacher": Origin(contest.start, full, start_steps),
         # trained already, so what is cut of it needs the fewer steps of an heir
-        "baseline": Origin(contest.baseline, full, history.steps, heir=True),
+        _BASELINE: Origin(contest.baseline, full, history.steps, heir=True),
     }
     if contest.network is not None:
         steps = start_steps + inputs.plan.supernet_steps
@@ -545,7 +546,16 @@ def _entrant(
         plan = contest.inputs.plan
         steps = plan.heir_steps if origins[start].heir else plan.winner_steps
     losses = {str(d.target): d.anchor.loss for d in contest.deployments}
-    return Entrant(structure.kind, subnetwork, start, steps, losses.get(structure.deployment, 0.0))
+    whole = start == _BASELINE
+    return Entrant(
+        structure.kind,
+        subnetwork,
+        start,
+        steps,
+        losses.get(structure.deployment, 0.0),
+        trained=whole,
+        rate=contest.inputs.recipe.training.baseline_rate if whole else None,
+    )
 
 
 def rival_steps(contest: Contest, selection: Selection, compute: float) -> int:

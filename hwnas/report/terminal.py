@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hwnas.export import Verification
     from hwnas.export.verify import Recheck
+    from hwnas.planning import Plan
     from hwnas.summary import Chosen, Summary
 
 
@@ -104,6 +105,40 @@ def render_export(record: Verification, out: Path) -> RenderableType:
         finding += f"; serve.py's first answer after {record.cold_start_s:.1f} s"
     shown = [_tried(record)] if record.tried else []
     return Group(table, *shown, Text(finding, style="bold"))
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """What a recipe will need: subnetworks of its space, and its stages."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = (
+        f"{plan.model} ({plan.family}): {text.count(plan.params)} parameters, "
+        f"{text.count(plan.in_blocks)} of them in blocks, {text.count(plan.trained)} are trained; "
+        f"batches of {plan.batch} x {plan.seq} tokens"
+    )
+    space = Table(title=Text(f"the space has {plan.space:.3g} subnetworks"))
+    for name in ("subnetwork", "parameters", "operations", "predicted"):
+        space.add_column(name, justify="right" if name != "subnetwork" else "left")
+    for one in plan.subnetworks:
+        ms = "" if one.predicted_ms is None else text.milliseconds(one.predicted_ms)
+        space.add_row(one.name, text.count(one.params), text.percent(one.share), ms)
+    stages = Table(title=Text("stages"))
+    for name in ("stage", "memory", "of it", "steps", "operations", "hours", "fits"):
+        stages.add_column(name, justify="left" if name in ("stage", "of it") else "right")
+    for stage in plan.stages:
+        parts = ", ".join(f"{name} {size:.2g}" for name, size in stage.parts.items())
+        stages.add_row(
+            stage.name,
+            f"{stage.memory_gb:.1f} GB",
+            Text(parts),
+            str(stage.steps),
+            f"{stage.petaflops:.3g} P",
+            "" if stage.hours is None else f"{stage.hours:.1f}",
+            "" if stage.fits is None else ("yes" if stage.fits else "NO"),
+        )
+    return Group(Text(facts), space, stages)
 
 
 def _tried(record: Verification) -> Table:

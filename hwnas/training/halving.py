@@ -6,6 +6,9 @@ look at, and the rest goes on. The last rung takes most of the steps. In each of
 rate falls to zero: at a constant one, a short training ends anywhere. Judged by the loss (of
 classes, the cross-entropy), which is smoother than the metric.
 
+A finalist whose weights were trained for the task already, and that leaves little out, may be best
+as it is: of its rungs and its start, the best one counts, by the same loss.
+
 Every rung of every finalist is a folder, so an interrupted halving goes on where it stopped.
 """
 
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from hwnas.training.memory import Memory
 
 
+START = -1  # the rung before any training
+
+
 @dataclass(frozen=True)
 class Entrant:
     """A finalist before its training."""
@@ -43,6 +49,8 @@ class Entrant:
     start: str  # names the weights that `build` cuts it from
     steps: int  # of training, should it win
     handicap: float = 0.0  # what its loss is higher by as it will be served
+    trained: bool = False  # its weights were, for this very task
+    rate: float | None = None  # of learning, if it has one of its own
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class RungResult(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     entrant: int
-    rung: int
+    rung: int  # -1: before any training
     steps: int  # so far
     loss: float
     metric: float
@@ -72,6 +80,7 @@ class Halving:
     results: tuple[RungResult, ...]
     winner: int
     weights: Path
+    steps: int  # that these weights took here
 
 
 def rows(examples: Dataset, start: int, count: int) -> Dataset:
@@ -108,6 +117,13 @@ def halve(
     alive = list(range(len(entrants)))
     results: list[RungResult] = []
     taken = 0
+    for i in alive:
+        if entrants[i].trained:
+            out = _weights(folder, i, START)
+            if not out.exists():
+                model = build(entrants[i])
+                alone(partial(_judge, model, validation, kind, metric, (i, START, 0), out))
+            results.append(read_model(out / "result.json", RungResult))
     for number, rung in enumerate(rungs):
         standing: list[RungResult] = []
         for i in alive:
@@ -116,6 +132,7 @@ def halve(
                 optimization,
                 steps=steps,
                 seed=optimization.seed + number,
+                learning_rate=entrants[i].rate or optimization.learning_rate,
             )
             part = rows(examples, taken * optimization.batch, steps * optimization.batch)
             out = folder / str(i) / f"rung-{number}"
@@ -139,10 +156,19 @@ def halve(
             standing.append(read_model(out / "result.json", RungResult))
         taken += rung.steps or 0
         results += standing
-        standing.sort(key=lambda r: (r.loss + entrants[r.entrant].handicap, r.entrant))
-        alive = [r.entrant for r in standing[: rung.survivors]]
+        best = {i: _best(results, i, entrants[i]) for i in alive}
+        ranked = sorted(alive, key=lambda i: (best[i].loss + entrants[i].handicap, i))
+        alive = ranked[: rung.survivors]
     winner = alive[0]
-    return Halving(tuple(results), winner, _weights(folder, winner, len(rungs) - 1))
+    counts = _best(results, winner, entrants[winner])
+    weights = _weights(folder, winner, counts.rung)
+    return Halving(tuple(results), winner, weights, counts.steps)
+
+
+def _best(results: Sequence[RungResult], number: int, entrant: Entrant) -> RungResult:
+    """The result that counts of an entrant: its last, or of one that was trained, its best."""
+    own = [result for result in results if result.entrant == number]
+    return min(own, key=lambda result: result.loss) if entrant.trained else own[-1]
 
 
 def _judge(
@@ -169,4 +195,4 @@ def _judge(
 
 
 def _weights(folder: Path, entrant: int, rung: int) -> Path:
-    return folder / str(entrant) / f"rung-{rung}"
+    return folder / str(entrant) / ("start" if rung == START else f"rung-{rung}")

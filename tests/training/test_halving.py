@@ -5,12 +5,13 @@ import random
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.classification import Classification
-from hwnas.training.halving import Entrant, Rung, halve
+from hwnas.training.halving import START, Entrant, Rung, halve
 from hwnas.training.trainer import Optimization
 
 
@@ -67,3 +68,36 @@ def test_the_winner_takes_its_own_steps_and_rungs_are_kept(
     assert built == ["uniform", "evolved"]
     assert run() == halving
     assert built == ["uniform", "evolved"]
+
+
+@pytest.mark.parametrize("rate", [1e-3, 50.0])
+def test_what_was_trained_already_is_kept_where_training_makes_it_worse(
+    rate, tiny_config, minilm_dir, examples, tmp_path
+):
+    """A learning rate of fifty spoils any weights; with a sensible one, six steps help."""
+    torch.manual_seed(0)
+    network = SuperNetwork(BertForSequenceClassification(tiny_config))
+    whole = network.full
+    entrants = [Entrant("exact", whole, "baseline", steps=6, trained=True, rate=rate)]
+    halving = halve(
+        entrants,
+        lambda entrant: network.extract(entrant.subnetwork),
+        AutoTokenizer.from_pretrained(minilm_dir),
+        examples,
+        examples,
+        Classification(),
+        "accuracy",
+        [Rung(None, 1)],
+        Optimization(steps=0, learning_rate=1e-3, batch=8),
+        tmp_path / "finalists",
+    )
+    assert [r.rung for r in halving.results] == [START, 0]
+    start, after = halving.results
+    spoilt = rate > 1
+    assert (after.loss > start.loss) == spoilt
+    assert halving.steps == (0 if spoilt else 6)
+    kept = load_file(halving.weights / "model.safetensors")
+    same = all(
+        torch.equal(kept[name], t) for name, t in network.extract(whole).state_dict().items()
+    )
+    assert same == spoilt
