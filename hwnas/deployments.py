@@ -150,6 +150,7 @@ def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[An
     from hwnas.export import load_exported, measure_against, served_folder
     from hwnas.latency.measure import settled
     from hwnas.progress import bar
+    from hwnas.tasks.calibration import calibrated_loss
     from hwnas.tasks.predict import predict
 
     baseline, kind = inputs.path / "baseline", inputs.task.kind
@@ -159,7 +160,7 @@ def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[An
         model = load_exported(baseline / served_folder(target), target.threads)
         signal = judge.signal(predict(model, inputs.search_validation))
         choice = inputs.choice_validation
-        return signal, kind.loss(predict(model, choice), choice)
+        return signal, calibrated_loss(kind, predict(model, choice), choice)
 
     with bar("deployments of the baseline", len(targets)) as advance:
         write_quantized(inputs, baseline, inputs.target)

@@ -31,6 +31,7 @@ class Classification:
     task: str = "text-classification"
     metrics: tuple[str, ...] = ("accuracy", "f1", "f1_macro", "matthews", "accuracy_f1")
     columns: tuple[tuple[str, ...], str] = (("text",), "label")
+    logits: bool = True
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
         texts = tuple(text_of(record, name, where) for name in columns.texts)

@@ -40,6 +40,7 @@ class Embedding:
     task: str = "feature-extraction"
     metrics: tuple[str, ...] = ("cosine",)
     columns: tuple[tuple[str, ...], str] = (("text",), "")
+    logits: bool = False
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
         return tuple(text_of(record, name, where) for name in columns.texts[:1]), ""

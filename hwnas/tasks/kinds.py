@@ -31,6 +31,7 @@ class Kind(Protocol):
     task: str  # Optimum's name
     metrics: tuple[str, ...]  # the first is the usual one
     columns: tuple[tuple[str, ...], str]  # the usual columns: of texts, and of the label
+    logits: bool  # whether answers are logits, that a temperature may divide
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
         """A row's texts and its label, both hashable.

@@ -53,6 +53,7 @@ class Language:
     task: str = "text-generation"
     metrics: tuple[str, ...] = ("token_accuracy",)
     columns: tuple[tuple[str, ...], str] = (("text",), "")
+    logits: bool = False
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
         return (text_of(record, columns.texts[0], where),), ""

@@ -28,6 +28,7 @@ class Regression:
     task: str = "text-classification"
     metrics: tuple[str, ...] = ("pearson", "spearman", "pearson_spearman")
     columns: tuple[tuple[str, ...], str] = (("text",), "label")
+    logits: bool = False
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
         texts = tuple(text_of(record, name, where) for name in columns.texts)

@@ -43,6 +43,7 @@ class Spans:
     task: str = "question-answering"
     metrics: tuple[str, ...] = ("f1", "exact_match")
     columns: tuple[tuple[str, ...], str] = (("question", "context"), "answers")
+    logits: bool = True
     stride: float = 1 / 3  # of a window, that it shares with the next one
     n_best: int = 20  # starts, and ends, of each window that are looked at
     longest: int = 30  # tokens of an answer

@@ -36,6 +36,7 @@ class Tokens:
     task: str = "token-classification"
     metrics: tuple[str, ...] = ("f1", "accuracy")
     columns: tuple[tuple[str, ...], str] = (("tokens",), "ner_tags")
+    logits: bool = True
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
         words, tags = record.get(columns.texts[0]), record.get(columns.label)

@@ -4,7 +4,7 @@ Inherited weights rank candidates within a kind of structure, not across kinds. 
 kind are trained a little, the worse ones are dropped on validation data that the search did not
 look at, and the rest goes on. The last rung takes most of the steps. In each of them the learning
 rate falls to zero: at a constant one, a short training ends anywhere. Judged by the loss (of
-classes, the cross-entropy), which is smoother than the metric.
+classes, the cross-entropy at each one's best temperature), which is smoother than the metric.
 
 A finalist whose weights were trained for the task already, and that leaves little out, may be best
 as it is: of its rungs and its start, the best one counts, by the same loss.
@@ -26,6 +26,7 @@ from hwnas.files import read_model, replacing, write_json
 from hwnas.models import load
 from hwnas.processes import alone
 from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.calibration import calibrated_loss
 from hwnas.tasks.kinds import Kind
 from hwnas.tasks.predict import predict
 from hwnas.training.trainer import Optimization, train
@@ -186,7 +187,7 @@ def _judge(
         entrant=entrant,
         rung=rung,
         steps=steps,
-        loss=kind.loss(answers, validation),
+        loss=calibrated_loss(kind, answers, validation),
         metric=kind.score(metric, answers, validation),
     )
     with replacing(out) as folder:
