@@ -12,6 +12,8 @@ import pytest
 from hwnas.latency.pinning import pinned
 from hwnas.latency.target import Target
 
+pytestmark = pytest.mark.alone  # processors are chosen by what others leave free
+
 TWO_PROCESSORS = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
     reason="nothing to choose from: one processor, or a system that pins nothing",
