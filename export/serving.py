@@ -20,7 +20,7 @@ from hwnas.latency.target import Target
 
 SCRIPT = "serve.py"
 
-_LOAD = {
+_READY = {
     "openvino": """\
     import openvino
 
@@ -28,9 +28,6 @@ _LOAD = {
     compiled = core.compile_model(FOLDER / "{file}", "{device}", SETTINGS)
     request = compiled.create_infer_request()
     names = [port.get_any_name() for port in compiled.inputs]
-
-    def run(feed):
-        return request.infer(feed)[compiled.output(0)]
 """,
     "onnxruntime": """\
     import onnxruntime
@@ -42,36 +39,27 @@ _LOAD = {
         str(FOLDER / "{file}"), options, providers=["{device}"]
     )
     names = [port.name for port in session.get_inputs()]
-
+""",
+}
+_RUN = {
+    "openvino": """
+    def run(feed):
+        return request.infer(feed)[compiled.output(0)]
+""",
+    "onnxruntime": """
     def run(feed):
         return session.run(None, feed)[0]
 """,
 }
 # the same for language models: `first` begins a new text
-_LOAD_TEXT = {
-    "openvino": """\
-    import openvino
-
-    core = openvino.Core()
-    compiled = core.compile_model(FOLDER / "{file}", "{device}", SETTINGS)
-    request = compiled.create_infer_request()
-    names = [port.get_any_name() for port in compiled.inputs]
-
+_RUN_TEXT = {
+    "openvino": """
     def run(feed, first):
         if first:
             request.reset_state()
         return request.infer(feed)[compiled.output(0)]
 """,
     "onnxruntime": """\
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    for name, value in SETTINGS.items():
-        setattr(options, name, value)
-    session = onnxruntime.InferenceSession(
-        str(FOLDER / "{file}"), options, providers=["{device}"]
-    )
-    names = [port.name for port in session.get_inputs()]
     kept = [port for port in session.get_inputs() if port.name.startswith("past_key_values")]
     cache = {{}}
 
@@ -99,14 +87,14 @@ def settings_of(target: Target) -> dict[str, Any]:
 
 def write_serve(out: Path, target: Target) -> None:
     """Write `out/serve.py` for the folder that the target serves; nothing for torch's."""
-    if target.runtime not in _LOAD:
+    if target.runtime not in _READY:
         return
     file = MODEL_FILES[format_for(target.runtime)]
     device = _DEVICES.get(target.runtime, {}).get(target.device, target.device.upper())
     writes = target.phase != "encode"
     source = "serve_text.py.in" if writes else "serve.py.in"
     template = (resources.files("hwnas.export") / source).read_text(encoding="utf-8")
-    load = (_LOAD_TEXT if writes else _LOAD)[target.runtime]
+    load = _READY[target.runtime] + (_RUN_TEXT if writes else _RUN)[target.runtime]
     script = template.format(
         packages=f"{target.runtime} transformers",
         folder=served_folder(target),

@@ -7,20 +7,18 @@ the mean of its tokens' last states, of length 1 (as sentence-transformers' mean
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.tasks.encoding import encode_texts, text_split
+from hwnas.tasks.encoding import PlainTexts
 from hwnas.tasks.predict import pooled
-from hwnas.tasks.rows import Columns, Row, text_of
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
     from hwnas.tasks.kinds import Floats
 
@@ -34,30 +32,13 @@ def with_teacher(encoded: Dataset, embeddings: Floats) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(PlainTexts):
     """See the module; a `Kind`. All distances are 1 - cosine."""
 
     task: str = "feature-extraction"
     metrics: tuple[str, ...] = ("cosine",)
     columns: tuple[tuple[str, ...], str] = (("text",), "")
     logits: bool = False
-
-    def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
-        return tuple(text_of(record, name, where) for name in columns.texts[:1]), ""
-
-    def identity(self, texts: Sequence[str]) -> Sequence[str]:
-        return texts
-
-    def label_names(self, rows: Sequence[Row], source: str, metric: str, column: str) -> list[str]:
-        return []
-
-    def split(self, rows: Sequence[Row], labels: Sequence[str]) -> Dataset:
-        return text_split(rows)
-
-    def encode(
-        self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Dataset:
-        return encode_texts(split, tokenizer, max_length, labels=False)
 
     def hard_loss(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return outputs.last_hidden_state.new_zeros(())  # type: ignore[no-any-return]

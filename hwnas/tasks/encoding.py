@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UserError
 from hwnas.progress import bar
-from hwnas.tasks.rows import Row, text_columns
+from hwnas.tasks.rows import Columns, Row, text_columns, text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -15,6 +15,27 @@ if TYPE_CHECKING:
 
 TEXT_COLUMNS = ("text", "text2")  # their names in every split
 _CHUNK = 4096  # texts tokenized at a time
+
+
+class PlainTexts:
+    """The reading part of a `Kind` whose rows are one text each, without a label."""
+
+    def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
+        return (text_of(record, columns.texts[0], where),), ""
+
+    def identity(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts
+
+    def label_names(self, rows: Sequence[Row], source: str, metric: str, column: str) -> list[str]:
+        return []
+
+    def split(self, rows: Sequence[Row], labels: Sequence[str]) -> Dataset:
+        return text_split(rows)
+
+    def encode(
+        self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Dataset:
+        return encode_texts(split, tokenizer, max_length, labels=False)
 
 
 def text_split(rows: Sequence[Row], labels: Sequence[Any] | None = None) -> Dataset:

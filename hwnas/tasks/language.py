@@ -10,19 +10,16 @@ Only what judges models is here: they are scored and compared, not yet trained o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.tasks.encoding import encode_texts, text_split
-from hwnas.tasks.rows import Columns, Row, text_of
+from hwnas.tasks.encoding import PlainTexts
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
     from hwnas.tasks.kinds import Floats
 
@@ -47,30 +44,13 @@ def next_tokens(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Language:
+class Language(PlainTexts):
     """See the module; the part of a `Kind` that judges."""
 
     task: str = "text-generation"
     metrics: tuple[str, ...] = ("token_accuracy",)
     columns: tuple[tuple[str, ...], str] = (("text",), "")
     logits: bool = False
-
-    def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
-        return (text_of(record, columns.texts[0], where),), ""
-
-    def identity(self, texts: Sequence[str]) -> Sequence[str]:
-        return texts
-
-    def label_names(self, rows: Sequence[Row], source: str, metric: str, column: str) -> list[str]:
-        return []
-
-    def split(self, rows: Sequence[Row], labels: Sequence[str]) -> Dataset:
-        return text_split(rows)
-
-    def encode(
-        self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Dataset:
-        return encode_texts(split, tokenizer, max_length, labels=False)
 
     def loss(self, answers: Floats, encoded: Dataset) -> float:
         """The mean negative logarithm of a token's probability; its exponential: perplexity."""
