@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hwnas.anatomy import Shape, find_family, find_shape
+from hwnas.anatomy import Shape, find_shape
 from hwnas.anatomy.dense import new_dense
 from hwnas.elastic.adapters import AdapterSpec
 from hwnas.errors import UserError
@@ -163,8 +163,6 @@ class _Counts:
     all: int
     blocks: int
     trained: int
-    vocab: int
-    decoder: bool
 
     @classmethod
     def of(cls, config: Any, shape: Shape, adapters: AdapterSpec) -> _Counts:
@@ -172,11 +170,10 @@ class _Counts:
         every = count_params(config, full)
         none = count_params(config, Subnetwork.of([full.genome[0], *[[0, 0]] * (shape.depth - 1)]))
         blocks = (every - none) * shape.depth // max(1, shape.depth - 1) if shape.depth > 1 else 0
-        decoder = find_family(config).decoder
         trained = every
-        if decoder:
+        if shape.decoder:
             trained = adapters.rank * sum(_adapter_widths(shape))
-        return cls(every, blocks, trained, shape.vocab, decoder)
+        return cls(every, blocks, trained)
 
 
 def _adapter_widths(shape: Shape) -> list[int]:
@@ -211,9 +208,9 @@ def _stages(recipe: Recipe, shape: Shape, counts: _Counts, means: Means, seq: in
         activations = (max(kept) + shape.depth * shape.hidden) * tokens * each
     else:
         activations = sum(kept) * tokens * each
-    if counts.decoder:  # logits of every token, in float32, and their gradient
-        activations += 2 * _FULL * tokens * counts.vocab
-    if counts.decoder:
+    if shape.decoder:
+        # logits of every token, in float32, and their gradient
+        activations += 2 * _FULL * tokens * shape.vocab
         weights = {
             "frozen weights": each * counts.all / GB,
             "adapters with Adam": _TRAINED * counts.trained / GB,
@@ -225,7 +222,7 @@ def _stages(recipe: Recipe, shape: Shape, counts: _Counts, means: Means, seq: in
     trained = {"activations": activations / GB}
     # one batch through the whole model, forward and backward
     forward = 2 * macs(Subnetwork.full(shape), shape, seq) * compute.batch
-    backward = 1 if counts.decoder else 2  # frozen weights need no gradient
+    backward = 1 if shape.decoder else 2  # frozen weights need no gradient
     step = (1 + backward) * forward
     sandwich = 3  # largest, smallest, one between: at most so many whole ones
     budgets = len(recipe.budgets)
@@ -236,7 +233,7 @@ def _stages(recipe: Recipe, shape: Shape, counts: _Counts, means: Means, seq: in
         ("finalists", weights | teacher | trained, finalists, step + forward),
         ("export", exported, 0, 0.0),
     ]
-    if not counts.decoder:
+    if not shape.decoder:
         baseline = compute.baseline_steps(budgets)
         rows.insert(0, ("baseline", weights | trained, baseline, step))
     return [_stage(name, parts, steps, cost, means) for name, parts, steps, cost in rows]
