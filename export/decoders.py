@@ -1,4 +1,9 @@
-"""Language models whose blocks have different numbers of KV heads, where Optimum has one number.
+"""Exported language models in their runtime alone; and such as Optimum's classes cannot serve.
+
+Questions with several answers are scored here: what the answers share is computed once, and its
+keys and values are kept for each of them (`continuations`).
+
+Where blocks have different numbers of KV heads, Optimum has one number.
 
 The exporters make an example cache by the config's number of heads; here each block has its own.
 Optimum's `OVModelForCausalLM` serves what comes out, for OpenVINO keeps the cache itself.
@@ -8,15 +13,17 @@ ONNX Runtime does (`PlainDecoder`, and `serve.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hwnas.anatomy.heads import generates
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -76,6 +83,96 @@ def export_configs(model: PreTrainedModel | Any, exporter: str) -> dict[str, Any
     return {name: {"model": config}}
 
 
+class Continuations(NamedTuple):
+    """What a model says of several continuations of one beginning.
+
+    Attributes:
+        first: logits `(vocabulary,)` of the token after the beginning.
+        later: `(continuations, longest - 1, vocabulary)` of those after; padding's mean nothing.
+    """
+
+    first: Any
+    later: Any
+
+
+class _Continued(NamedTuple):
+    """Inputs of the beginning, and of all but the last tokens of its continuations."""
+
+    beginning: dict[str, npt.NDArray[np.int64]]
+    later: dict[str, npt.NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, beginning: Sequence[int], rows: Sequence[Sequence[int]]) -> _Continued:
+        read, count = len(beginning), len(rows)
+        longest = max(len(row) for row in rows) - 1
+        ids = np.zeros((count, longest), dtype=np.int64)
+        mask = np.zeros((count, read + longest), dtype=np.int64)
+        mask[:, :read] = 1
+        for i, row in enumerate(rows):
+            ids[i, : len(row) - 1] = row[:-1]
+            mask[i, read : read + len(row) - 1] = 1
+        positions = np.arange(read + longest)[None]
+        return cls(
+            {
+                "input_ids": np.array([beginning], dtype=np.int64),
+                "attention_mask": np.ones((1, read), dtype=np.int64),
+                "position_ids": positions[:, :read],
+            },
+            {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "position_ids": np.repeat(positions[:, read:], count, axis=0),
+            },
+        )
+
+    @property
+    def ends_at_once(self) -> bool:
+        """Whether each continuation is one token, which the beginning predicts."""
+        return not self.later["input_ids"].size
+
+
+class StatefulDecoder:
+    """An exported OpenVINO decoder in OpenVINO alone, to score it.
+
+    Args:
+        file: of a model that keeps keys and values in states of its own, as Optimum exports it.
+    """
+
+    def __init__(self, file: Path, config: PretrainedConfig, settings: Mapping[str, str]) -> None:
+        import openvino
+
+        self.config = config
+        self.compiled = openvino.Core().compile_model(str(file), "CPU", dict(settings))
+        self.request = self.compiled.create_infer_request()
+        self.taken = {name for port in self.compiled.inputs for name in port.names}
+
+    def __call__(self, **batch: torch.Tensor) -> SimpleNamespace:
+        """Logits `(batch, seq, vocabulary)` of texts, nothing being in the cache."""
+        import torch
+
+        feed = {name: value.numpy() for name, value in batch.items()}
+        self.request.reset_state()
+        logits = self._step(feed, range(len(feed["input_ids"])))
+        return SimpleNamespace(logits=torch.from_numpy(logits))
+
+    def continuations(
+        self, beginning: Sequence[int], rows: Sequence[Sequence[int]]
+    ) -> Continuations:
+        """See `Continuations`."""
+        given = _Continued.of(beginning, rows)
+        self.request.reset_state()
+        first = self._step(given.beginning, [0])[0, -1]
+        if given.ends_at_once:
+            return Continuations(first, np.empty((len(rows), 0, len(first)), first.dtype))
+        # each continuation goes on from a copy of the beginning's states, as beams do
+        return Continuations(first, self._step(given.later, [0] * len(rows)))
+
+    def _step(self, feed: dict[str, Any], beams: Sequence[int]) -> Any:
+        given = feed | {"beam_idx": np.array(beams, dtype=np.int32)}
+        given = {name: value for name, value in given.items() if name in self.taken}
+        return self.request.infer(given)[self.compiled.output("logits")].copy()
+
+
 class PlainDecoder:
     """An exported ONNX decoder in ONNX Runtime alone, to compare and score it."""
 
@@ -119,6 +216,18 @@ class PlainDecoder:
             fresh = logits[:, -1].argmax(-1)[:, None]
             written = np.concatenate([written, fresh], axis=1)
         return SimpleNamespace(sequences=torch.from_numpy(written), logits=steps)
+
+    def continuations(
+        self, beginning: Sequence[int], rows: Sequence[Sequence[int]]
+    ) -> Continuations:
+        """See `Continuations`."""
+        given = _Continued.of(beginning, rows)
+        logits, cache = self._step(given.beginning, self._empty(1))
+        first = logits[0, -1]
+        if given.ends_at_once:
+            return Continuations(first, np.empty((len(rows), 0, len(first)), first.dtype))
+        copies = {name: np.repeat(kept, len(rows), axis=0) for name, kept in cache.items()}
+        return Continuations(first, self._step(given.later, copies)[0])
 
     def _empty(self, batch: int) -> dict[str, Any]:
         found = {}

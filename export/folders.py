@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hwnas.anatomy.heads import ending_for, task_of
+from hwnas.anatomy.heads import ending_for, generates, task_of
 from hwnas.errors import HwnasError, UserError
-from hwnas.export.decoders import PlainDecoder, kv_heads
+from hwnas.export.decoders import PlainDecoder, StatefulDecoder, kv_heads
 from hwnas.files import read_json
 from hwnas.latency.target import Target
 
@@ -120,7 +120,9 @@ def reading(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be loaded ({why}); export the model again") from error
 
 
-def load_exported(folder: Path, threads: int | None = None, *, exact: bool = False) -> Any:
+def load_exported(
+    folder: Path, threads: int | None = None, *, exact: bool = False, scoring: bool = False
+) -> Any:
     """Load the folder as a user of transformers or Optimum would, a model to call on a batch.
 
     OpenVINO computes in float32, as it does when it is timed, also on processors where it would
@@ -131,6 +133,8 @@ def load_exported(folder: Path, threads: int | None = None, *, exact: bool = Fal
         threads: bounds ONNX Runtime's and OpenVINO's; torch's are the process's own.
         exact: keep keys and values in float32 too; OpenVINO by itself keeps them in 8 bits, which
             is how it is timed and serves.
+        scoring: only to be scored: a language model is then had in its runtime alone, which
+            computes once what several answers share (`decoders`).
 
     Raises:
         UserError: there is no such folder, no exported model in it, or its files are damaged.
@@ -142,16 +146,16 @@ def load_exported(folder: Path, threads: int | None = None, *, exact: bool = Fal
         return load(folder, shrinkable=False)
     with reading(folder):
         if name == "onnx":
-            return _load_onnx(folder, threads)
-        return _load_openvino(folder, threads, exact)
+            return _load_onnx(folder, threads, scoring)
+        return _load_openvino(folder, threads, exact, scoring)
 
 
-def _load_onnx(folder: Path, threads: int | None) -> Any:
+def _load_onnx(folder: Path, threads: int | None, scoring: bool) -> Any:
     import onnxruntime
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    if kv_heads(config):
+    if kv_heads(config) or (scoring and generates(config)):
         return PlainDecoder(folder / MODEL_FILES["onnx"], config, threads)
     from optimum import onnxruntime as optimum
 
@@ -169,8 +173,8 @@ def _load_onnx(folder: Path, threads: int | None) -> Any:
     )
 
 
-def _load_openvino(folder: Path, threads: int | None, exact: bool) -> Any:
-    from optimum import intel
+def _load_openvino(folder: Path, threads: int | None, exact: bool, scoring: bool) -> Any:
+    from transformers import AutoConfig
 
     hint = "bf16" if computed_in(folder) == "bf16" else "f32"
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
@@ -178,6 +182,11 @@ def _load_openvino(folder: Path, threads: int | None, exact: bool) -> Any:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     if exact:
         settings["KV_CACHE_PRECISION"] = "f32"
+    config = AutoConfig.from_pretrained(folder)
+    if scoring and generates(config):
+        return StatefulDecoder(folder / MODEL_FILES["openvino"], config, settings)
+    from optimum import intel
+
     with quiet():  # Optimum looks for a local folder in the hub's cache, and warns
         model_class = getattr(intel, f"OV{_ending(folder)}")
         return model_class.from_pretrained(

@@ -234,7 +234,9 @@ def score_folder(
     """
     from hwnas.tasks.predict import predict
 
-    answers = predict(load_exported(folder, threads), encoded, progress=f"score {folder.name}")
+    answers = predict(
+        load_exported(folder, threads, scoring=True), encoded, progress=f"score {folder.name}"
+    )
     return kind.score(metric, answers, encoded)
 
 

@@ -297,7 +297,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """What a recipe will need: parameters, memory, operations; no weights are read."""
-    from hwnas.elastic.adapters import AdapterSpec
+    from hwnas.elastic.spec import AdapterSpec
     from hwnas.latency.table import LatencyTable
     from hwnas.models import load_config
     from hwnas.planning import Means, make_plan, parse_memory

@@ -253,7 +253,9 @@ def _serve(inputs: Inputs, folder: Path, target: Target) -> Served:
 
     served = folder / served_folder(target)
     test = _read_by(inputs, folder, inputs.task.test, inputs.test)
-    answers = predict(load_exported(served), test, progress=f"test {folder.name}")
+    answers = predict(
+        load_exported(served, target.threads, scoring=True), test, progress=f"test {folder.name}"
+    )
     dense = load(folder / "model")
     shape = find_shape(dense.config)
     flops = round(2 * operations(Subnetwork.full(shape), shape, inputs.target))

@@ -23,7 +23,7 @@ import numpy as np
 from hwnas.errors import UserError
 from hwnas.files import read_model, write_json
 from hwnas.latency.table import LatencyTable
-from hwnas.latency.target import PRECISIONS, Target
+from hwnas.latency.target import PHASES, PRECISIONS, Target
 from hwnas.stages import profiled
 from hwnas.summary import Record
 
@@ -104,7 +104,7 @@ def targets_of(recipe: Recipe) -> list[Target]:
             )
         one = replace(own, runtime=runtime, precision=precision)
         try:
-            one.check_exportable()
+            one.check_exportable(PHASES)
             require(one)
         except UserError as error:
             raise UserError(f"deployments.{i}: {error}") from None
@@ -157,7 +157,7 @@ def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[An
     write_exact(inputs, baseline / "model", baseline)
 
     def answers(target: Target) -> tuple[float, float]:
-        model = load_exported(baseline / served_folder(target), target.threads)
+        model = load_exported(baseline / served_folder(target), target.threads, scoring=True)
         signal = judge.signal(predict(model, inputs.search_validation))
         choice = inputs.choice_validation
         return signal, calibrated_loss(kind, predict(model, choice), choice)

@@ -70,7 +70,7 @@ def evaluate_folder(
     from hwnas.models import load_tokenizer
     from hwnas.tasks.predict import predict
 
-    loaded = load_exported(model)
+    loaded = load_exported(model, scoring=True)
     reading = Reading.of(loaded.config, str(model), text, label, metric, max_length, against)
     rows = reading.rows(data)
     encoded = reading.encode(rows, load_tokenizer(model))

@@ -8,6 +8,7 @@ the body must be in the file: a model that is silently half random is refused.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -22,7 +23,7 @@ from hwnas.anatomy.heads import auto_name, class_for, task_of
 from hwnas.anatomy.modules import task_head
 from hwnas.demo import package_folder
 from hwnas.errors import UserError
-from hwnas.files import read_json
+from hwnas.files import read_json, replacing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,7 +100,7 @@ def load_model(
     regression: bool = False,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An encoder with a head for a task, in evaluation mode, and its tokenizer.
+    """A model with a head for a task, in evaluation mode, and its tokenizer.
 
     A head that the weights do not hold, or that was trained for another task or for labels other
     than `labels` (other names or another order), starts from random weights that `seed` alone
@@ -118,11 +119,18 @@ def load_model(
     """
     folder = model_folder(name)
     config = _read_config(folder, name)
-    if find_family(config).task == "text-generation":
+    if (find_family(config).task == "text-generation") != (task == "text-generation"):
         raise UserError(
-            f"model {name}: a language model can be profiled, not yet shrunk; "
-            "give an encoder, such as demo:minilm"
+            f"model {name}: a language model is for tasks of kind choice, instruction or language; "
+            "give such a task.kind, or an encoder, such as demo:minilm"
+            if task != "text-generation"
+            else f"model {name}: an encoder writes no text; give a language model, such as "
+            "demo:smollm2, or a task of another kind"
         )
+    if task == "text-generation":
+        weights = _read_weights(folder, config, task, name)
+        _require_all(weights, name)
+        return weights.model.eval(), load_tokenizer(folder)
     new_head = _is_for_another_task(config, task)
     if regression:
         new_head |= config.problem_type != "regression"
@@ -161,9 +169,7 @@ def load(path: str | Path, *, shrinkable: bool = True) -> PreTrainedModel:
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from None
     weights = _read_weights(folder, config, task, name)
-    unfit = weights.missing | weights.mismatched
-    if unfit:
-        raise UserError(_lacking(name, unfit))
+    _require_all(weights, name)
     model: PreTrainedModel = weights.model.eval()
     return model
 
@@ -195,6 +201,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"model {folder}: its tokenizer cannot be read: {_first_line(error)}"
         ) from None
+    if _packed(folder) and isinstance(config.eos_token_id, int):
+        # transformers takes a GGUF's first special token for it; the config has the right one
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     longest = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     return tokenizer
@@ -232,6 +241,14 @@ def _packed(folder: Path) -> dict[str, str]:
     if (folder / "config.json").is_file() or len(files) != 1:
         return {}
     return {"gguf_file": files[0].name}
+
+
+def _converted(folder: Path) -> Path:
+    """Where a GGUF's weights are kept as safetensors once they were unpacked, which takes long."""
+    (file,) = folder.glob("*.gguf")
+    stat = file.stat()
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "hwnas" / f"{file.stem}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
 
 
 def _is_for_another_task(config: Any, task: str) -> bool:
@@ -282,6 +299,8 @@ def _read_weights(folder: Path, config: Any, task: str, name: str) -> _Weights:
     )
 
     packed = _packed(folder)
+    if packed and (cached := _converted(folder)).is_dir():
+        return _read_weights(cached, config, task, name)
     if not packed and not any(folder.glob("*.safetensors")):
         raise UserError(
             f"model {name}: {folder} has no model.safetensors "
@@ -305,8 +324,26 @@ def _read_weights(folder: Path, config: Any, task: str, name: str) -> _Weights:
             )
     except (*unusable, AttributeError) as error:
         raise UserError(f"model {name}: cannot be loaded: {_first_line(error)}") from None
+    if packed:
+        _keep_converted(model, _converted(folder))
     mismatched = set(info["mismatched_keys"])
     return _Weights(model, set(info["missing_keys"]) - mismatched, mismatched)
+
+
+def _keep_converted(model: PreTrainedModel, cached: Path) -> None:
+    """Write unpacked weights to the cache; one that cannot be written is done without."""
+    try:
+        with replacing(cached) as partial:
+            model.save_pretrained(partial)
+    except (OSError, UserError):
+        return
+
+
+def _require_all(weights: _Weights, name: str) -> None:
+    """Raise `UserError` if a tensor did not come out of the files."""
+    unfit = weights.missing | weights.mismatched
+    if unfit:
+        raise UserError(_lacking(name, unfit))
 
 
 def _initialise_head(weights: _Weights, new_head: bool, seed: int, name: str) -> None:

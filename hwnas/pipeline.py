@@ -21,13 +21,15 @@ from hwnas.budgets import budget_share, budget_shares, check_budgets, check_size
 from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
 from hwnas.delivery import deliver
 from hwnas.deployments import TABLES, Deployment, deployments_of, tables_of, targets_of
+from hwnas.elastic.adapters import merge_adapter
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_model, replacing
 from hwnas.judge import Judge
-from hwnas.latency.runtimes import require
+from hwnas.latency.profiling import check_phase
+from hwnas.latency.runtimes import check_length, require
 from hwnas.latency.table import LatencyTable
-from hwnas.latency.target import Target
+from hwnas.latency.target import PHASES, Target
 from hwnas.processes import leader_first
 from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe
@@ -55,6 +57,8 @@ _OF_BASELINE = (
     "compute.start_steps",
     "compute.plateau_rows",
     "training.baseline_rate",
+    "training.weights",
+    "training.adapters",
     "training.accumulate",
     "training.precision",
     "training.dropout",
@@ -164,7 +168,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
         UserError: what is wrong.
     """
     target = Target.parse(recipe.target)
-    target.check_exportable()
+    target.check_exportable(PHASES)
     require(target)
     require_algorithm(recipe.search.algorithm)
     targets_of(recipe)
@@ -174,10 +178,19 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
         raise UserError(f"task: {error}") from None
     model, tokenizer = stages.load_for(recipe.model, task, seed=recipe.seed)
     shape = find_shape(model.config)
+    check_phase(shape, target)
+    adapters = recipe.adapters
+    if adapters is not None and adapters.start is not None:
+        try:
+            merge_adapter(model, Path(adapters.start).expanduser())
+        except UserError as error:
+            raise UserError(f"training.adapters.start: {error}") from None
     for name, length in (("target: seq=", target.seq), ("task.max_length: ", task.max_length)):
         if length > tokenizer.model_max_length:
             most = tokenizer.model_max_length
             raise UserError(f"{name}{length}, the model reads at most {most} tokens")
+    if recipe.task.is_written:
+        check_length(model.config, target)
     for width in recipe.space.hidden:
         check_hidden(width, model.config, "space.hidden")
     if recipe.space.hidden and isinstance(task.kind, Embedding):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy import Shape, find_shape
 from hwnas.anatomy.dense import new_dense
-from hwnas.elastic.adapters import AdapterSpec
+from hwnas.elastic.spec import AdapterSpec
 from hwnas.errors import UserError
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork, macs

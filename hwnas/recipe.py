@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from hwnas.elastic.spec import AdapterSpec
 from hwnas.errors import UserError
 from hwnas.files import validate, write_text
 from hwnas.importance.spec import ImportanceSpec
@@ -26,6 +27,7 @@ from hwnas.tasks.unlabelled import TextSpec
 from hwnas.training.compute import ComputePlan, Precision
 from hwnas.training.sampling import Sampling
 
+_MOST_WRITTEN = 256  # tokens of a language model's training texts
 Strategy = Literal["search", "uniform", "layers"]
 
 
@@ -38,6 +40,11 @@ class Settings(BaseModel):
 class TrainingSpec(Settings):
     """How weights are trained, in all stages and in the baseline's alike."""
 
+    # which: those of adapters beside frozen ones, which are merged afterwards, or all. By default
+    # adapters for language models, all for encoders
+    weights: Literal["all", "adapters"] | None = None
+    adapters: AdapterSpec = AdapterSpec()
+
     baseline_rate: float = Field(1e-4, gt=0, lt=1)
     supernet_rate: float = Field(1e-4, gt=0, lt=1)
     finalist_rate: float = Field(3e-4, gt=0, lt=1)
@@ -48,6 +55,7 @@ class TrainingSpec(Settings):
     sampling: Sampling = "structured"  # of the super-network's subnetworks
     accumulate: int = Field(1, ge=1)  # parts that a batch is computed in, to save memory
     precision: Precision = "fp32"  # of the computation on a GPU
+    checkpointing: bool = False  # blocks' activations are computed again, to save memory
     # the baseline's: the model's own, or none; by default only where rows are seen twice
     dropout: bool | None = None
     # that of those who learn from the baseline; a sixth of a step's time, and no gain was seen
@@ -129,6 +137,31 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _for_the_phase(self) -> Recipe:
+        target = Target.parse(self.target)
+        if (target.phase == "encode") == self.task.is_written:
+            has = "prefill or decode" if self.task.is_written else "encode"
+            raise ValueError(
+                f"target: phase={target.phase}, a task of kind {self.task.kind_name} has "
+                f"phase={has}"
+            )
+        for text in self.budgets:
+            Budget.parse(text).check_phase(target)
+        if self.task.is_written and self.space.hidden:
+            raise ValueError("space.hidden: the residual width of decoders is not elastic")
+        if self.task.is_written and (self.unlabelled or self.importance.kind == "movement"):
+            what = "unlabelled" if self.unlabelled else "importance.kind: movement"
+            raise ValueError(f"{what}: is for encoders; leave it out")
+        return self
+
+    @property
+    def adapters(self) -> AdapterSpec | None:
+        """What is trained of a model beside its frozen weights; None: all weights."""
+        usual = "adapters" if self.task.is_written else "all"
+        wanted = self.training.weights or usual
+        return self.training.adapters if wanted == "adapters" else None
+
+    @model_validator(mode="after")
     def _two_stages(self) -> Recipe:
         if (self.unlabelled is None) != (self.compute.general_steps == 0):
             raise ValueError(
@@ -144,8 +177,12 @@ class Recipe(Settings):
 
     @property
     def task_at_target(self) -> TaskSpec:
-        """The task, with texts cut where the target's sequence ends unless the recipe says."""
-        length = self.task.max_length or Target.parse(self.target).seq
+        """The task, with texts cut where the target's sequence ends unless the recipe says.
+
+        Those of a language model are as long as they are, up to 256 tokens.
+        """
+        usual = _MOST_WRITTEN if self.task.is_written else Target.parse(self.target).seq
+        length = self.task.max_length or usual
         return self.task.model_copy(update={"max_length": length})
 
     def save(self, path: Path) -> None:

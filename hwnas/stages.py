@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from hwnas.anatomy import Shape, find_shape
+from hwnas.anatomy.heads import writes
 from hwnas.boundaries import automatic, snapped
 from hwnas.budgets import budget_shares, structure_shares
+from hwnas.elastic.adapters import Adapters, merge_adapter
 from hwnas.elastic.residual import reorder_residual
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
@@ -34,10 +36,12 @@ from hwnas.rundir import RunDirectory
 from hwnas.space import FFN_STEP, SearchSpace
 from hwnas.subnetwork import Subnetwork, macs
 from hwnas.tasks.embedding import Embedding, with_teacher
+from hwnas.tasks.kinds import encode_training
 from hwnas.tasks.loading import Task
 from hwnas.tasks.predict import predict
 from hwnas.tasks.regression import Regression
 from hwnas.tasks.unlabelled import Unlabelled, load_text
+from hwnas.tasks.written import say
 from hwnas.training.baseline import (
     MOVEMENT,
     BaselineHistory,
@@ -92,7 +96,8 @@ class Inputs:
 
     @cached_property
     def train(self) -> Dataset:
-        return self._encode(self.task.train)
+        task = self.task
+        return encode_training(task.kind, task.train, self.tokenizer, task.max_length)
 
     @cached_property
     def unlabelled(self) -> Dataset:
@@ -124,9 +129,10 @@ class Inputs:
         """The recipe's way of training, for one stage; `student`: one that has a teacher."""
         training = self.recipe.training
         dropout = training.students_dropout if student else self._baseline_dropout
+        adapters = self.recipe.adapters
         return Optimization(
             steps=steps,
-            learning_rate=learning_rate,
+            learning_rate=adapters.rate if adapters else learning_rate,
             batch=self.plan.batch,
             distill_weight=training.distill_weight,
             temperature=training.temperature,
@@ -136,6 +142,8 @@ class Inputs:
             precision=training.precision,
             dropout=dropout,
             freeze_embeddings=training.freeze_embeddings,
+            adapters=adapters,
+            checkpointing=training.checkpointing,
             seed=self.recipe.seed * 1000 + seed,
         )
 
@@ -203,6 +211,9 @@ def baseline(inputs: Inputs) -> BaselineHistory:
         if isinstance(inputs.task.kind, Embedding):
             alone(lambda: keep_original(model, inputs.tokenizer, out))
             return read_history(out)
+        adapters = inputs.recipe.adapters
+        if adapters is not None and adapters.start is not None:
+            merge_adapter(model, Path(adapters.start).expanduser())
         # rows come in the order of their hash, so the first ones are a fair sample; what no
         # training needs stays unseen by all models of the run
         enough = min(len(inputs.train), steps * plan.batch)
@@ -397,6 +408,7 @@ def supernet(
         network: where it starts; by default the students' starting weights.
     """
     steps = inputs.plan.supernet_steps
+    frozen = inputs.recipe.adapters is not None
     return _trained(
         inputs,
         lambda: network or starting_network(inputs, scores),
@@ -404,7 +416,8 @@ def supernet(
         inputs.optimization(steps, inputs.recipe.training.supernet_rate, 2),
         inputs.path / "supernet",
         kind=inputs.task.kind,
-        teacher=teacher,
+        teacher=None if frozen else teacher,
+        own_teacher=frozen,
         sandwich=sandwich(inputs, space),
         title="super-network",
     )
@@ -457,7 +470,10 @@ def seconds_per_step(inputs: Inputs) -> float:
 
     model, _ = load_for(inputs.recipe.model, inputs.task, seed=inputs.recipe.seed)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    spec = inputs.recipe.adapters
+    if spec is not None:
+        Adapters(SuperNetwork(model), spec)
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-5)
     part = model_columns(inputs.train)
     collate = collator(inputs.tokenizer, part)
     seconds = []
@@ -466,7 +482,8 @@ def seconds_per_step(inputs: Inputs) -> float:
         for step in range(_SPEED_STEPS):
             begin = time.perf_counter()
             batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])
-            inputs.task.kind.probe(model(**questions(batch)), batch).backward()
+            outputs = say(model, model, batch) if writes(model) else model(**questions(batch))
+            inputs.task.kind.probe(outputs, batch).backward()
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - begin)

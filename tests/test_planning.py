@@ -12,7 +12,8 @@ import yaml
 
 from hwnas.anatomy import find_shape
 from hwnas.cli import app
-from hwnas.elastic.adapters import Adapters, AdapterSpec
+from hwnas.elastic.adapters import Adapters
+from hwnas.elastic.spec import AdapterSpec
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError, UserError
 from hwnas.files import validate

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -26,28 +25,18 @@ from hwnas.anatomy import find_family
 from hwnas.anatomy.modules import BlockModules, Slot, block_modules, blocks, layer
 from hwnas.elastic.layers import ElasticLinear
 from hwnas.elastic.residual import name_of
+from hwnas.elastic.spec import AdapterSpec
+from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_json, read_tensors, replacing, write_json
 
 if TYPE_CHECKING:
-    from hwnas.elastic.supernet import SuperNetwork
+    from transformers import PreTrainedModel
+
     from hwnas.importance.reordering import Order
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of peft's names
-
-
-@dataclass(frozen=True)
-class AdapterSpec:
-    """Sizes of the adapters; defaults are LoNAS's for LLaMA."""
-
-    rank: int = 32
-    alpha: float = 64.0  # outputs are scaled by alpha / rank
-    dropout: float = 0.1
-
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
 
 
 class AdaptedLinear(ElasticLinear):
@@ -154,6 +143,22 @@ class Adapters:
             for one, scaling in zip(self.layers, before, strict=True):
                 one.scaling = scaling
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add every adapter to the weights that it stands beside, and be gone; in place.
+
+        At full rank every subnetwork computes what it did before, for an adapter's slices are those
+        of its layer. All weights can be trained again.
+        """
+        for part in self._parts:
+            for holder, name in part.all:
+                adapted = cast(AdaptedLinear, getattr(holder, name))
+                adapted.active_rank = self.spec.rank
+                adapted.weight.copy_(adapted.merged())
+                setattr(holder, name, ElasticLinear.sharing(adapted))
+        self.network.set_subnetwork(self.network.active)
+        self.network.model.requires_grad_(True)
+
     def save(self, folder: Path, order: Order | None = None) -> None:
         """Write the adapters as peft has them, for the full-width model.
 
@@ -252,6 +257,19 @@ class Adapters:
             )
 
 
+def dense_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """The weights of a model as they are once its adapters are merged; None if it has none."""
+    adapted = [(n, m) for n, m in model.named_modules() if isinstance(m, AdaptedLinear)]
+    if not adapted:
+        return None
+    state = dict(model.state_dict())
+    with torch.no_grad():
+        for name, module in adapted:
+            state[f"{name}.weight"] = module.merged()
+            del state[f"{name}.down"], state[f"{name}.up"]
+    return state
+
+
 def _moves(
     part: BlockModules, order: Order | None, index: int
 ) -> Iterator[tuple[Slot, torch.Tensor | None, torch.Tensor | None]]:
@@ -276,6 +294,18 @@ def _restored(tensor: torch.Tensor, order: torch.Tensor | None, axis: int) -> to
     return tensor.index_select(axis, order.argsort())
 
 
+def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Add an adapter that peft has written to a model's weights, in place.
+
+    Raises:
+        UserError: there is none, or it is of another model.
+    """
+    network = SuperNetwork(model)
+    adapters = Adapters(network, read_spec(folder))
+    adapters.load(folder)
+    adapters.merge()
+
+
 def read_spec(folder: Path) -> AdapterSpec:
     """The sizes of an adapter that peft has written.
 
@@ -288,7 +318,9 @@ def read_spec(folder: Path) -> AdapterSpec:
         raise UserError(f"{folder / CONFIG}: an adapter of kind {kind}, expected LORA")
     try:
         return AdapterSpec(
-            int(config["r"]), float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0))
+            rank=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            dropout=float(config.get("lora_dropout", 0.0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG}: not a usable config: {error}") from None

@@ -5,7 +5,7 @@ A target is written ``runtime:device[:key=value,…]``, for example
 ``openvino:cpu:phase=decode,cache=512/2048,statistic=p95``. Requests of several lengths are a list
 (``seq=32/64/128``, alike often), a list with shares (``seq=16*0.7/128*0.3``), or the lengths of the
 user's own data (``seq=p:lengths.json``, a JSON list of token counts), which are reduced to a few. A
-budget is written ``8ms`` or ``50%`` (of the measured baseline).
+budget is written ``8ms``, ``12ms/token`` (to decode) or ``50%`` (of the measured baseline).
 """
 
 from __future__ import annotations
@@ -258,16 +258,17 @@ class Budget:
     text: str
     ms: float | None = None
     fraction: float | None = None
+    per_token: bool = False  # written as such: it is of decoding
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Parse ``8ms`` or ``50%``.
+        """Parse ``8ms``, ``12ms/token`` or ``50%``.
 
         Raises:
             UserError: not a positive number with a unit, or 100 % and more.
         """
         stripped = text.strip()
-        unit = next((u for u in ("ms", "%") if stripped.endswith(u)), None)
+        unit = next((u for u in ("ms/token", "ms", "%") if stripped.endswith(u)), None)
         try:
             number = float(stripped.removesuffix(unit)) if unit else math.nan
         except ValueError:
@@ -280,7 +281,15 @@ class Budget:
             if number >= 100:
                 raise UserError(f"budget {text!r}: must be below 100% of the baseline")
             return cls(stripped, fraction=number / 100)
-        return cls(stripped, ms=number)
+        return cls(stripped, ms=number, per_token=unit == "ms/token")
+
+    def check_phase(self, target: Target) -> None:
+        """Raise `UserError` if it is of each token, and the target's latency is not."""
+        if self.per_token and target.phase != "decode":
+            raise UserError(
+                f"budget {self.text}: is of each token that is written; give a target with "
+                "phase=decode, or leave /token out"
+            )
 
     def in_ms(self, baseline_ms: float) -> float:
         """The budget in milliseconds, given the baseline's measured latency."""
@@ -292,4 +301,5 @@ class Budget:
     @property
     def folder(self) -> str:
         """The budget as a folder name: ``50pct``, ``8ms``."""
-        return self.text.replace("%", "pct").replace(" ", "")
+        plain = self.text.removesuffix("/token") if self.per_token else self.text
+        return plain.replace("%", "pct").replace(" ", "")

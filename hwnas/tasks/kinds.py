@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.floating[Any]]
 
-KINDS = ("classification", "regression", "spans", "tokens", "embedding")
+KINDS = ("classification", "regression", "spans", "tokens", "embedding")  # of encoders
+WRITTEN = ("choice", "instruction", "language")  # of language models
 
 
 class Kind(Protocol):
@@ -83,10 +84,24 @@ class Kind(Protocol):
         """The metric, times 100; NaN where an answer is not finite."""
 
 
+def encode_training(
+    kind: Kind, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Dataset:
+    """A split as it is trained on, where that is not how answers to it are judged."""
+    from hwnas.tasks.written import WrittenTask
+
+    encode = kind.encode
+    if isinstance(kind, WrittenTask):
+        encode = kind.encode_training
+    return encode(split, tokenizer, max_length)
+
+
 def kind_named(name: str, **settings: Any) -> Kind:
-    """The kind of that name: one of `KINDS`, or `language`, which is not trained on yet."""
+    """The kind of that name: one of `KINDS` or `WRITTEN`."""
+    from hwnas.tasks.choice import Choice
     from hwnas.tasks.classification import Classification
     from hwnas.tasks.embedding import Embedding
+    from hwnas.tasks.instruction import Instruction
     from hwnas.tasks.language import Language
     from hwnas.tasks.regression import Regression
     from hwnas.tasks.spans import Spans
@@ -99,6 +114,8 @@ def kind_named(name: str, **settings: Any) -> Kind:
         "tokens": Tokens,
         "embedding": Embedding,
         "language": Language,
+        "choice": Choice,
+        "instruction": Instruction,
     }
     kind: Kind = makers[name](**settings)
     return kind

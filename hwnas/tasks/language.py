@@ -1,76 +1,70 @@
 """Plain text, of which a language model predicts every next token.
 
-Answers are two numbers for each token that follows another: the logarithm of the probability that
-the model gave it, and whether it was the model's first choice. Logits of a whole vocabulary for a
-whole split would not fit into memory.
-
-Only what judges models is here: they are scored and compared, not yet trained on it.
+Each text is scored by itself, cut to `max_length` tokens; its first token is not. For training,
+texts are put one after the other, an end-of-text between them, and divided into blocks of that
+length (packing), so that nothing is padded.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from hwnas.tasks.encoding import PlainTexts
+from hwnas.errors import UserError
+from hwnas.tasks.encoding import encode_texts, text_split, texts_of
+from hwnas.tasks.rows import Columns, Row
+from hwnas.tasks.written import WrittenTask
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
-
-    from hwnas.tasks.kinds import Floats
-
-
-def next_tokens(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """What a batch's logits say of the tokens that came, `(batch, seq, 2)`.
-
-    The last place of each row is of no token: there both numbers are 0.
-
-    Args:
-        logits: `(batch, seq, vocabulary)`.
-        ids: `(batch, seq)`.
-    """
-    import torch
-
-    answers = torch.zeros(*ids.shape, 2)
-    for row, (said, came) in enumerate(zip(logits[:, :-1].float(), ids[:, 1:], strict=True)):
-        given = torch.log_softmax(said, dim=-1).gather(-1, came[:, None])[:, 0]
-        answers[row, :-1, 0] = given
-        answers[row, :-1, 1] = (said.argmax(-1) == came).float()
-    return answers
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class Language(PlainTexts):
-    """See the module; the part of a `Kind` that judges."""
+class Language(WrittenTask):
+    """See the module; a `Kind`."""
 
-    task: str = "text-generation"
-    metrics: tuple[str, ...] = ("token_accuracy",)
-    columns: tuple[tuple[str, ...], str] = (("text",), "")
-    logits: bool = False
+    def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
+        text = record.get(columns.texts[0])
+        if text is not None and not isinstance(text, str):
+            raise UserError(f"{where}: column {columns.texts[0]!r} holds {text!r}, expected text")
+        # blank rows, as between the paragraphs of WikiText, are passed over
+        return ((text,) if text and text.strip() else ()), ""
 
-    def loss(self, answers: Floats, encoded: Dataset) -> float:
-        """The mean negative logarithm of a token's probability; its exponential: perplexity."""
-        return -float(answers[_counted(encoded), 0].mean())
+    def identity(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts
 
-    def divergence(self, teacher: Floats, answers: Floats, encoded: Dataset) -> float:
-        """How much less likely than the teacher a token was found on the mean; 0 if no less."""
-        counted = _counted(encoded)
-        return max(0.0, float((teacher[counted, 0] - answers[counted, 0]).mean()))
+    def label_names(self, rows: Sequence[Row], source: str, metric: str, column: str) -> list[str]:
+        return []
 
-    def score(self, metric: str, answers: Floats, encoded: Dataset) -> float:
-        """The share of tokens that were the first choice, times 100."""
-        if not np.isfinite(answers).all():
-            return math.nan
-        return 100 * float(answers[_counted(encoded), 1].mean())
+    def split(self, rows: Sequence[Row], labels: Sequence[str]) -> Dataset:
+        return text_split(rows)
 
+    def encode(
+        self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Dataset:
+        return encode_texts(split, tokenizer, max_length, labels=False)
 
-def _counted(encoded: Dataset) -> Any:
-    """Which answers are of a token: all but each row's last."""
-    lengths = np.asarray(encoded["length"])
-    counted = np.ones(int(lengths.sum()), dtype=bool)
-    counted[np.cumsum(lengths) - 1] = False
-    return counted
+    def encode_training(
+        self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Dataset:
+        """All texts as blocks of `max_length` tokens, each of them a label."""
+        from datasets import Dataset
+
+        (texts,) = texts_of(split)
+        end = tokenizer.eos_token_id
+        stream: list[int] = []
+        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            stream += ids if end is None else [*ids, end]
+        blocks = [stream[at : at + max_length] for at in range(0, len(stream), max_length)]
+        if len(blocks) > 1 and len(blocks[-1]) < 2:
+            blocks.pop()
+        return Dataset.from_dict(
+            {
+                "input_ids": blocks,
+                "attention_mask": [[1] * len(block) for block in blocks],
+                "labels": blocks,
+                "length": [len(block) for block in blocks],
+            }
+        )

@@ -146,8 +146,8 @@ def _read_source(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
 
 def _read_tweets(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
     has = demo_tweets.COLUMNS
-    if spec.kind_name not in ("classification", "embedding"):
-        raise UserError(f"{spec.data}: is for tasks of kind classification or embedding")
+    if spec.kind_name not in ("classification", "embedding", "choice"):
+        raise UserError(f"{spec.data}: is for tasks of kind classification, embedding or choice")
     if spec.columns.texts != has.texts or spec.columns.label not in (has.label, ""):
         raise UserError(
             f"{spec.data}: its columns are 'text' and 'label', not "
@@ -156,6 +156,12 @@ def _read_tweets(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
     rows, notes = demo_tweets.read_tweets()
     if not spec.columns.label:
         rows = [row._replace(label="") for row in rows]
+    if spec.kind_name == "choice":
+        if not spec.choices:
+            raise UserError(f"{spec.data}: is of texts in classes; give task.choices")
+        records = ({"text": row.texts[0], "label": row.label} for row in rows)
+        read = (spec.task_kind.parse(record, spec.columns, spec.data) for record in records)
+        rows = [Row(*found, row.id) for found, row in zip(read, rows, strict=True)]
     return {"train": rows}, notes
 
 

@@ -131,11 +131,16 @@ def _rows(
     source: str,
     unit: str,
 ) -> Iterator[Row]:
-    for index, (number, record) in enumerate(records):
-        if index == 0:
+    found = index = 0
+    for index, (number, record) in enumerate(records, start=1):
+        if index == 1:
             check_columns(record, columns, source)
         texts, label = parse(record, columns, f"{source}: {unit} {number}")
-        yield Row(texts, label, index)
+        if texts:  # a kind may pass over blank rows
+            found += 1
+            yield Row(texts, label, index - 1)
+    if index and not found:
+        raise UserError(f"{source}: column {columns.texts[0]!r} holds no text")
 
 
 def check_columns(present: Iterable[str], columns: Columns, source: str) -> None:

@@ -8,16 +8,29 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from hwnas.tasks.kinds import KINDS, Kind, kind_named
+from hwnas.tasks.kinds import KINDS, WRITTEN, Kind, kind_named
+from hwnas.tasks.prompts import check_template
 from hwnas.tasks.rows import Columns
 
-KindName = Literal["classification", "regression", "spans", "tokens", "embedding"]
-assert KindName.__args__ == KINDS  # type: ignore[attr-defined]
+KindName = Literal[
+    "classification",
+    "regression",
+    "spans",
+    "tokens",
+    "embedding",
+    "choice",
+    "instruction",
+    "language",
+]
+assert KindName.__args__ == KINDS + WRITTEN  # type: ignore[attr-defined]
 
 _TEXTS = {
     "spans": (2, 2),
     "tokens": (1, 1),
     "embedding": (1, 1),
+    "language": (1, 1),
+    "choice": (1, 9),
+    "instruction": (1, 9),
 }  # columns of texts, at least, most
 
 
@@ -53,10 +66,16 @@ _GLUE = {
 }
 _SQUAD = Known("spans", ("question", "context"), "answers", "f1")
 _CONLL = Known("tokens", ("tokens",), "ner_tags", "f1", ("train", "test"))
+_ARC = Known("choice", ("question", "choices"), "answerKey", "accuracy", ("train", "test"))
+_OPENBOOKQA = _ARC._replace(texts=("question_stem", "choices"))
+_GSM8K = Known("instruction", ("question",), "answer", "token_accuracy", ("train", "test"))
 _KNOWN = {
     "squad": _SQUAD,
     "squad_v2": _SQUAD,
     "conll2003": _CONLL,
+    "ai2_arc": _ARC,
+    "openbookqa": _OPENBOOKQA,
+    "gsm8k": _GSM8K,
 }
 
 
@@ -97,6 +116,10 @@ class TaskSpec(BaseModel):
     null_threshold: float = (
         0.0  # of spans: by which "no answer" must be better than the best answer
     )
+    # of choice, where rows are texts in classes: class -> what is said for it, or a list of both
+    choices: dict[str, str] | None = None
+    # of choice and instruction: the prompt, with {column} for each column of text, or chat
+    template: str | None = None
 
     @field_validator("subset")
     @classmethod
@@ -114,10 +137,43 @@ class TaskSpec(BaseModel):
         least, most = _TEXTS.get(kind, (1, 2))
         given = len(value) if isinstance(value, list) else 1
         if value is not None and not least <= given <= most:
-            wanted = {(1, 2): "one or two columns", (1, 1): "one column"}.get(
-                (least, most), "two columns"
-            )
+            wanted = {
+                (1, 2): "one or two columns",
+                (1, 1): "one column",
+                (1, 9): "one to nine columns",
+            }.get((least, most), "two columns")
             raise ValueError(f"expected {wanted} for a task of kind {kind}, got {given}")
+        return value
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {name: name for name in value} if isinstance(value, list) else value
+
+    @field_validator("choices")
+    @classmethod
+    def _of_classes(
+        cls, value: dict[str, str] | None, info: ValidationInfo
+    ) -> dict[str, str] | None:
+        if value is not None and _kind_name(info.data) != "choice":
+            raise ValueError("is for tasks of kind choice; leave it out")
+        if value is not None and (len(value) < 2 or len(set(value.values())) < len(value)):
+            raise ValueError(f"{value}: give two or more different choices")
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _of_columns(cls, value: str | None, info: ValidationInfo) -> str | None:
+        kind, text = _kind_name(info.data), info.data.get("text")
+        if value is None:
+            return None
+        if kind not in ("choice", "instruction"):
+            raise ValueError(f"is for tasks of kind choice or instruction, not {kind}")
+        columns = list(kind_named(kind).columns[0]) if text is None else text
+        columns = [columns] if isinstance(columns, str) else columns
+        if kind == "choice" and not info.data.get("choices") and len(columns) > 1:
+            columns = columns[:-1]  # the last one holds the choices
+        check_template(value, columns)
         return value
 
     @field_validator("metric")
@@ -141,8 +197,19 @@ class TaskSpec(BaseModel):
 
     @cached_property
     def task_kind(self) -> Kind:
-        settings = {"null_threshold": self.null_threshold} if self.kind_name == "spans" else {}
+        settings: dict[str, Any] = {}
+        if self.kind_name == "spans":
+            settings["null_threshold"] = self.null_threshold
+        if self.kind_name in ("choice", "instruction"):
+            settings["template"] = self.template or ""
+        if self.kind_name == "choice":
+            settings["choices"] = tuple((self.choices or {}).items())
         return kind_named(self.kind_name, **settings)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the task is one of language models."""
+        return self.kind_name in WRITTEN
 
     @property
     def usual_metric(self) -> str:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hwnas.errors import UserError
 from hwnas.tasks.embedding import Embedding
 from hwnas.tasks.loading import is_file
 from hwnas.tasks.rows import Columns, read_file, read_hub
@@ -65,7 +64,4 @@ def load_text(spec: TextSpec) -> Dataset:
         splits = {"train": "train"}
         found, _ = read_hub(spec.data, spec.subset, columns, kind.parse, splits)
         rows = found["train"]
-    rows = [row for row in rows if row.texts]
-    if not rows:
-        raise UserError(f"{spec.data}: column {spec.text!r} holds no text")
     return kind.split(rows, [])

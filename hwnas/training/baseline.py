@@ -3,7 +3,8 @@
 An under-trained baseline flatters every smaller model, so it takes as many steps as the longest
 trained of the smaller ones in all stages together, or stops when validation no longer improves. Its
 weights on the way are where the students start, which then learn from the better, finished one. A
-baseline that has converged before that is itself the start.
+baseline that has converged before that is itself the start; so is one that was trained by adapters,
+whose merged weights are frozen then and teach the adapters that come after.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hwnas.elastic.adapters import dense_state
 from hwnas.files import read_model, replacing, write_json
 from hwnas.importance.kinds import Movement
 from hwnas.processes import alone, leading
@@ -145,10 +147,12 @@ def train_baseline(
         title="baseline",
     )
     converged = steps < optimization.steps
+    # adapters stand on frozen weights, which teach: those of the finished baseline
+    from_best = converged or optimization.adapters is not None
     best = work / "kept" / "best"
     history = BaselineHistory(
         steps=watch.best_step,
-        start_steps=watch.best_step if converged else start_step,
+        start_steps=watch.best_step if from_best else start_step,
         converged=converged,
         validation=watch.losses,
     )
@@ -157,7 +161,7 @@ def train_baseline(
         with replacing(out) as partial:
             shutil.copytree(best, partial / "model")
             tokenizer.save_pretrained(partial / "model")
-            shutil.copytree(best if converged else work / "kept" / "start", partial / "start")
+            shutil.copytree(best if from_best else work / "kept" / "start", partial / "start")
             if movement:
                 shutil.copy(work / "kept" / MOVEMENT, partial)
             write_json(partial / "history.json", history)
@@ -186,4 +190,4 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     if not leading():
         return
     with replacing(folder) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=dense_state(model))

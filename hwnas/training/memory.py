@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers.utils.generic import ModelOutput
 
+from hwnas.anatomy.heads import writes
 from hwnas.training.trainer import ROW, Observed, collator, model_columns, observe
 
 if TYPE_CHECKING:
@@ -84,9 +85,10 @@ class Memory:
     ) -> Memory | None:
         """A memory for trainings that see so many rows in all; None where it would not pay.
 
-        It does not on a GPU, for few passes over the rows, or for more than 2 GiB.
+        It does not on a GPU, for few passes over the rows, or for more than 2 GiB; a language
+        model's logits, of a whole vocabulary for each token, are always more.
         """
-        if torch.cuda.is_available() or tokenizer.padding_side != "right":
+        if torch.cuda.is_available() or tokenizer.padding_side != "right" or writes(teacher):
             return None
         config = teacher.config
         each = states * config.num_hidden_layers + 3 * relations + 1

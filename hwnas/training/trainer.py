@@ -8,18 +8,18 @@ subnetworks a step. Every run is so many steps, no epochs, and resumes to the sa
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import (
-    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PrinterCallback,
     Trainer,
@@ -30,12 +30,16 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from hwnas.anatomy.heads import writes
+from hwnas.elastic.adapters import Adapters
+from hwnas.elastic.spec import AdapterSpec
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.processes import count
 from hwnas.progress import bar
 from hwnas.tasks.classification import Classification
 from hwnas.tasks.kinds import Kind
+from hwnas.tasks.written import padded, say
 from hwnas.training.compute import Precision
 from hwnas.training.distillation import (
     last_projections,
@@ -45,6 +49,7 @@ from hwnas.training.distillation import (
 )
 from hwnas.training.order import training_order
 from hwnas.training.sampling import Sandwich
+from hwnas.training.teachers import Another, FrozenSelf, Teacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,6 +81,8 @@ class Optimization:
     seed: int = 0
     accumulate: int = 1  # parts that a batch is computed in, to save memory
     precision: Precision = "fp32"  # of the computation on a GPU; weights and optimizer are fp32
+    adapters: AdapterSpec | None = None  # what is trained, beside frozen weights; None: all weights
+    checkpointing: bool = False  # blocks' activations are computed again, to save memory
     checkpoint_every: int = 250  # steps between resumable checkpoints
 
 
@@ -115,7 +122,7 @@ class PlannedTrainer(Trainer):
 
     Args:
         kind: of the task; its losses are what is learned by from a teacher.
-        teacher: in eval mode; it is run beside the model, and the loss is the distillation's.
+        teacher: it is asked beside the model, and the loss is the distillation's.
         memory: of what it has said to rows before.
     """
 
@@ -124,14 +131,16 @@ class PlannedTrainer(Trainer):
         *,
         optimization: Optimization,
         kind: Kind,
-        teacher: PreTrainedModel | None = None,
+        teacher: Teacher | None = None,
         memory: Memory | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.optimization = optimization
         self.kind = kind
-        self.teacher = teacher.to(self.args.device) if teacher is not None else None  # type: ignore[arg-type]
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.move(self.args.device)
         self.memory = memory
         self.model_accepts_loss_kwargs = False  # our loss is a mean over the batch
 
@@ -153,8 +162,8 @@ class PlannedTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         if self.teacher is None:
-            outputs = model(**inputs)
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
+            outputs, loss = self.taught(model, self.model, inputs)
+            return (loss, outputs) if return_outputs else loss
         outputs, loss = self.distilled(model, self.model, inputs, self.answers(inputs))
         return (loss, outputs) if return_outputs else loss
 
@@ -164,7 +173,18 @@ class PlannedTrainer(Trainer):
         assert self.teacher is not None
         if self.memory is not None:
             return self.memory.answers(inputs[ROW].tolist(), inputs["input_ids"].shape[1])
-        return self._observed(self.teacher, self.teacher, inputs)
+        with self.teacher.answering() as answering:
+            return self._observed(answering, answering, inputs)
+
+    def taught(
+        self, model: torch.nn.Module, inner: Any, inputs: dict[str, torch.Tensor]
+    ) -> tuple[Any, torch.Tensor]:
+        """The model's outputs for a batch, and the loss by its labels."""
+        if writes(inner):
+            said = say(model, inner, inputs)
+            return said, self.kind.hard_loss(said, inputs)
+        outputs = model(**inputs)
+        return outputs, outputs.loss
 
     @cached_property
     def _variances(self) -> torch.Tensor:
@@ -173,9 +193,9 @@ class PlannedTrainer(Trainer):
         examples: Any = self.train_dataset
         rows = [examples[i] for i in range(min(_ROWS_FOR_VARIANCE, len(examples)))]
         inputs = {name: x.to(self.args.device) for name, x in self.data_collator(rows).items()}
-        with torch.no_grad():
-            outputs = self.teacher(**questions(inputs), output_hidden_states=True)
-        return state_variances(outputs.hidden_states[1:], inputs["attention_mask"])
+        with torch.no_grad(), self.teacher.answering() as answering:
+            found = observe(answering, answering, inputs, states=True, relations=False)
+        return state_variances(found.states, inputs["attention_mask"])
 
     def _observed(
         self, model: torch.nn.Module, inner: Any, inputs: dict[str, torch.Tensor]
@@ -248,7 +268,10 @@ def observe(
         projections: list[torch.Tensor] = []
         if relations:
             projections = stack.enter_context(last_projections(inner))
-        outputs = model(**questions(inputs), output_hidden_states=states)
+        if writes(inner):
+            outputs: Any = say(model, inner, inputs, states=states)
+        else:
+            outputs = model(**questions(inputs), output_hidden_states=states)
     # the first of the hidden states is the embeddings', before any block
     return Observed(outputs, outputs.hidden_states[1:] if states else (), projections)
 
@@ -260,10 +283,18 @@ class SandwichTrainer(PlannedTrainer):
     cannot know that the parts in use change from one backward pass to the next.
     """
 
-    def __init__(self, *, supernet: SuperNetwork, sandwich: Sandwich, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        supernet: SuperNetwork,
+        sandwich: Sandwich,
+        adapters: Adapters | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model=supernet.model, **kwargs)
         self.supernet = supernet
         self.sandwich = sandwich
+        self.adapters = adapters
 
     def training_step(
         self,
@@ -275,16 +306,17 @@ class SandwichTrainer(PlannedTrainer):
         inner.train()
         inputs = self._prepare_inputs(inputs)
         subnetworks = self.sandwich.at(self.state.global_step)
+        ranks = self._ranks(len(subnetworks))
         parts = len(subnetworks) * self.optimization.accumulate
         total = torch.zeros((), device=self.args.device)
         with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
             answers = self.answers(inputs) if self.teacher is not None else None
-        for subnetwork in subnetworks:
+        for subnetwork, rank in zip(subnetworks, ranks, strict=True):
             # between steps the whole model is active: checkpoints and the optimizer see that
-            with self.supernet.as_subnetwork(subnetwork) as active:
+            with self.supernet.as_subnetwork(subnetwork) as active, self._at_rank(rank):
                 with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
                     if answers is None:
-                        loss = active(**inputs).loss / parts
+                        loss = self.taught(active, active, inputs)[1] / parts
                     else:
                         loss = self.distilled(active, active, inputs, answers)[1] / parts
                 self.accelerator.backward(loss * self._undone)
@@ -292,6 +324,26 @@ class SandwichTrainer(PlannedTrainer):
         if self.accelerator.sync_gradients:
             self._average_gradients()
         return total
+
+    def _ranks(self, count: int) -> list[int]:
+        """Of the adapters, for a step's subnetworks: the sampled ones may have smaller ones."""
+        if self.adapters is None:
+            return [0] * count
+        spec = self.adapters.spec
+        rng = random.Random(f"{self.sandwich.seed}/{self.state.global_step}/ranks")
+        sampled = [rng.choice((*spec.ranks, spec.rank)) for _ in range(self.sandwich.samples)]
+        return [spec.rank] * (count - len(sampled)) + sampled
+
+    @contextmanager
+    def _at_rank(self, rank: int) -> Iterator[None]:
+        if self.adapters is None:
+            yield
+            return
+        self.adapters.set_rank(rank)
+        try:
+            yield
+        finally:
+            self.adapters.set_rank(self.adapters.spec.rank)
 
     @property
     def _undone(self) -> int:
@@ -314,10 +366,10 @@ def questions(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def collator(tokenizer: PreTrainedTokenizerBase, examples: Dataset) -> Callable[[Any], Any]:
     """Makes batches of encoded rows, padded; labels of tokens are padded too."""
-    labels = examples[0].get("labels")
-    of_tokens = isinstance(labels, list)
-    made = DataCollatorForTokenClassification if of_tokens else DataCollatorWithPadding
-    found: Callable[[Any], Any] = made(tokenizer)
+    if isinstance(examples[0].get("labels"), list):
+        # that of transformers needs a token for padding, which many language models have not
+        return partial(padded, pad=tokenizer.pad_token_id or 0)
+    found: Callable[[Any], Any] = DataCollatorWithPadding(tokenizer)
     return found
 
 
@@ -367,6 +419,7 @@ def train(
     *,
     kind: Kind | None = None,
     teacher: PreTrainedModel | None = None,
+    own_teacher: bool = False,
     memory: Memory | None = None,
     sandwich: Sandwich | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
@@ -380,6 +433,7 @@ def train(
         kind: of the task; by default classification.
         teacher: a dense model in eval mode, its residual width the student's or more, in the same
             order; without it, the labels alone are learned.
+        own_teacher: whether the frozen weights that adapters stand on are the teacher.
         memory: of what it has said to such rows; these must then be of `memory.examples`.
         work: folder for the checkpoints of an interrupted training; a training that finds one
             there goes on from it. Removed at the end.
@@ -393,6 +447,8 @@ def train(
         max_steps=optimization.steps,
         per_device_train_batch_size=_per_pass(optimization),
         gradient_accumulation_steps=optimization.accumulate,
+        gradient_checkpointing=optimization.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         bf16=optimization.precision == "bf16" and torch.cuda.is_available(),
         fp16=optimization.precision == "fp16" and torch.cuda.is_available(),
         learning_rate=optimization.learning_rate,
@@ -410,11 +466,19 @@ def train(
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     columns = (*_QUESTIONS, *_LABELS, *([ROW] if memory is not None else []))
+    network = model if isinstance(model, SuperNetwork) else None
+    adapters: Adapters | None = None
+    if optimization.adapters is not None:
+        network = model if isinstance(model, SuperNetwork) else SuperNetwork(model)
+        adapters = Adapters(network, optimization.adapters, optimization.seed)
+    learned_from: Teacher | None = Another(teacher) if teacher is not None else None
+    if own_teacher and network is not None and adapters is not None:
+        learned_from = FrozenSelf(network, adapters)
     common: dict[str, Any] = {
         "args": arguments,
         "optimization": optimization,
         "kind": kind or Classification(),
-        "teacher": teacher,
+        "teacher": learned_from,
         "memory": memory,
         "train_dataset": _columns(examples, columns).select(order),
         "data_collator": collator(tokenizer, examples),
@@ -423,7 +487,7 @@ def train(
     if isinstance(model, SuperNetwork):
         if sandwich is None:
             raise TypeError("a super-network needs a sandwich to sample its subnetworks from")
-        trainer = SandwichTrainer(supernet=model, sandwich=sandwich, **common)
+        trainer = SandwichTrainer(supernet=model, sandwich=sandwich, adapters=adapters, **common)
     else:
         trainer = PlannedTrainer(model=model, **common)
     trainer.remove_callback(PrinterCallback)
@@ -433,6 +497,8 @@ def train(
         checkpoint = get_last_checkpoint(str(work)) if work.exists() else None
         with prepared(trainer.model, optimization):
             trainer.train(resume_from_checkpoint=checkpoint)
+    if adapters is not None:
+        adapters.merge()
     trainer.model.eval()
     trainer.accelerator.wait_for_everyone()  # the first process may still write a checkpoint
     if trainer.is_world_process_zero():

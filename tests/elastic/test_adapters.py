@@ -13,8 +13,9 @@ import torch
 from tiny_models import DECODERS, EXACT, answer_of, gap, make_model
 
 from hwnas.anatomy import find_shape
-from hwnas.elastic.adapters import AdaptedLinear, Adapters, AdapterSpec, read_spec
+from hwnas.elastic.adapters import AdaptedLinear, Adapters, read_spec
 from hwnas.elastic.layers import ElasticLinear
+from hwnas.elastic.spec import AdapterSpec
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.importance.reordering import Order, reorder

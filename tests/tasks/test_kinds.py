@@ -488,7 +488,7 @@ def test_tweets_as_a_task_of_embeddings() -> None:
     task = load_task(TaskSpec(kind="embedding"))
     assert isinstance(task.kind, Embedding) and task.metric == "cosine"
     assert task.train.column_names == ["text", "id"]
-    with pytest.raises(UserError, match="is for tasks of kind classification or embedding"):
+    with pytest.raises(UserError, match="is for tasks of kind classification, embedding or choice"):
         load_task(TaskSpec(kind="regression"))
 
 

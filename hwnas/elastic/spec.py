@@ -1,0 +1,32 @@
+"""Which adapters a recipe asks for."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class AdapterSpec(BaseModel):
+    """Sizes of low-rank adapters; defaults are LoNAS's for LLaMA. See `adapters`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64.0, gt=0)  # outputs are scaled by alpha / rank
+    dropout: float = Field(0.1, ge=0, lt=1)
+    rate: float = Field(3e-4, gt=0, lt=1)  # of learning, in all stages
+    # ranks that the super-network's sampled subnetworks have, the adapters' own beside them
+    ranks: tuple[int, ...] = Field((), validate_default=True)
+    start: str | None = None  # a folder with an adapter of the original model that peft wrote
+
+    @field_validator("ranks")
+    @classmethod
+    def _narrower(cls, values: tuple[int, ...], info: object) -> tuple[int, ...]:
+        rank = getattr(info, "data", {}).get("rank", 0)
+        for value in values:
+            if not 0 < value <= rank:
+                raise ValueError(f"{value} is not from 1 to the adapters' rank, {rank}")
+        return values
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
