@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hwnas.anatomy.heads import ending_for, generates, task_of
+from hwnas.anatomy.heads import exported_ending, generates, task_of
 from hwnas.errors import HwnasError, UserError
 from hwnas.export.decoders import PlainDecoder, StatefulDecoder, kv_heads
 from hwnas.files import read_json
@@ -199,7 +199,7 @@ def _ending(folder: Path) -> str:
     config = folder / "config.json"
     architecture = (read_json(config).get("architectures") or [""])[0]
     try:
-        ending = ending_for(task_of(architecture))
+        ending = exported_ending(task_of(architecture))
     except UserError as error:
         raise UserError(f"{config}: {error}") from None
-    return "ModelForFeatureExtraction" if ending == "Model" else f"Model{ending}"
+    return f"Model{ending}"

@@ -7,6 +7,7 @@ Latency is measured in pairs with the exported baseline; the ratio decides wheth
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +19,16 @@ from hwnas.latency.measure import Paired, settled
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.latency.validation import operations
-from hwnas.models import load, load_tokenizer
-from hwnas.stages import Inputs
+from hwnas.models import load, load_tokenizer, on_gpu
+from hwnas.stages import Inputs, load_for
 from hwnas.subnetwork import Subnetwork
-from hwnas.summary import Baseline, Chosen, Compute, Summary, Unquantized
+from hwnas.summary import Baseline, BesideScore, Chosen, Compute, Summary, Unquantized
 from hwnas.tasks.predict import predict
 from hwnas.training.baseline import read_history
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from hwnas.contest import Winner
 
@@ -76,6 +78,7 @@ def deliver(
     with directory.stage("test"):
         original = _serve(inputs, path / "baseline", inputs.target)
         served = {b: _serve(inputs, folder, targets[b]) for b, folder in folders.items()}
+        beside = _beside(inputs, original, served)
     latency_ms = statistics.median(t["reference_ms"] for t in timing.values())
     history = read_history(path / "baseline")
     baseline = Baseline(
@@ -103,6 +106,7 @@ def deliver(
     summary = Summary(
         model=inputs.recipe.model,
         task=inputs.task.name,
+        pipeline=inputs.task.kind.task,
         metric=inputs.task.metric,
         target=inputs.recipe.target,
         strategy=inputs.recipe.strategy,
@@ -110,6 +114,7 @@ def deliver(
         splits=inputs.task.splits,
         baseline=baseline,
         chosen=chosen,
+        beside=beside,
         compute=spent,
         seconds=directory.seconds(),
         versions={name: version(name) for name in _PACKAGES},
@@ -267,6 +272,41 @@ def _serve(inputs: Inputs, folder: Path, target: Target) -> Served:
         params=sum(p.numel() for p in dense.parameters()),
         flops=flops,
     )
+
+
+def _beside(inputs: Inputs, baseline: Served, chosen: Mapping[str, Served]) -> list[BesideScore]:
+    """Scores on further data, of the original model and of the files that are served."""
+    from hwnas.beside import load_beside
+    from hwnas.export import load_exported, served_folder
+
+    recipe = inputs.recipe
+    if not recipe.beside:
+        return []
+    data = load_beside(recipe.beside, inputs.task.max_length)
+
+    def scores(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[float]:
+        return [one.score(model, tokenizer) for one in data]
+
+    def of_file(one: Served) -> list[float]:
+        folder = one.folder / served_folder(one.target)
+        loaded = load_exported(folder, one.target.threads, scoring=True)
+        return scores(loaded, load_tokenizer(one.folder / "model"))
+
+    model, tokenizer = load_for(recipe.model, inputs.task, seed=recipe.seed)
+    before, after = scores(on_gpu(model), tokenizer), of_file(baseline)
+    by_budget = {budget: of_file(one) for budget, one in chosen.items()}
+    return [
+        BesideScore(
+            name=one.name,
+            metric=one.metric,
+            rows=len(one.split),
+            of=one.of,
+            original=before[i],
+            baseline=after[i],
+            chosen={budget: found[i] for budget, found in by_budget.items()},
+        )
+        for i, one in enumerate(data)
+    ]
 
 
 def _chosen(

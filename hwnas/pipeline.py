@@ -17,6 +17,7 @@ from pathlib import Path
 from hwnas import stages
 from hwnas.anatomy import find_shape
 from hwnas.anatomy.dense import check_hidden
+from hwnas.beside import load_beside
 from hwnas.budgets import budget_share, budget_shares, check_budgets, check_sizes
 from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
 from hwnas.delivery import deliver
@@ -219,6 +220,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
             load_text(recipe.unlabelled)
         except UserError as error:
             raise UserError(f"unlabelled: {error}") from None
+    load_beside(recipe.beside, task.max_length)
     directory = RunDirectory.open(out, recipe, resume)
     if given.reuse is not None:
         take(given.reuse, out)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from hwnas.beside import BesideSpec
 from hwnas.elastic.spec import AdapterSpec
 from hwnas.errors import UserError
 from hwnas.files import validate, write_text
@@ -105,6 +106,8 @@ class Recipe(Settings):
     # of the baseline, before the task
     unlabelled: TextSpec | None = None
     measure: MeasureSpec = MeasureSpec()
+    # of language models: further data that they are scored on, by a name for each
+    beside: dict[str, BesideSpec] = {}
     # other ways to serve that compete for the budgets: openvino:int8-static, …, or auto for all
     deployments: tuple[str, ...] = ()
 
@@ -147,6 +150,8 @@ class Recipe(Settings):
             )
         for text in self.budgets:
             Budget.parse(text).check_phase(target)
+        if self.beside and not self.task.is_written:
+            raise ValueError("beside: is for language models; leave it out")
         if self.task.is_written and self.space.hidden:
             raise ValueError("space.hidden: the residual width of decoders is not elastic")
         if self.task.is_written and (self.unlabelled or self.importance.kind == "movement"):

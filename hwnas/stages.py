@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from hwnas.anatomy import Shape, find_shape
-from hwnas.anatomy.heads import writes
 from hwnas.boundaries import automatic, snapped
 from hwnas.budgets import budget_shares, structure_shares
 from hwnas.elastic.adapters import Adapters, merge_adapter
@@ -27,6 +26,7 @@ from hwnas.files import read_model, read_tensors, replacing, write_json
 from hwnas.importance.kinds import measure
 from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
+from hwnas.importance.sensitivity import with_losses
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.models import load, load_model, on_gpu
@@ -38,10 +38,9 @@ from hwnas.subnetwork import Subnetwork, macs
 from hwnas.tasks.embedding import Embedding, with_teacher
 from hwnas.tasks.kinds import encode_training
 from hwnas.tasks.loading import Task
-from hwnas.tasks.predict import predict
+from hwnas.tasks.predict import outputs_of, predict
 from hwnas.tasks.regression import Regression
 from hwnas.tasks.unlabelled import Unlabelled, load_text
-from hwnas.tasks.written import say
 from hwnas.training.baseline import (
     MOVEMENT,
     BaselineHistory,
@@ -58,7 +57,6 @@ from hwnas.training.trainer import (
     collator,
     model_columns,
     prepared,
-    questions,
     train,
 )
 
@@ -262,27 +260,41 @@ def importance(inputs: Inputs) -> Importance:
     """`importance.safetensors`: the scores of the students' starting weights."""
     path = inputs.path / "importance.safetensors"
     if not path.exists():
-        part = model_columns(inputs.train)
         spec = inputs.recipe.importance
-        part = part.select(range(min(len(part), spec.rows)))
-        collate = collator(inputs.tokenizer, part)
-        batches = [
-            dict(collate([part[i] for i in range(at, min(at + _IMPORTANCE_BATCH, len(part)))]))
-            for at in range(0, len(part), _IMPORTANCE_BATCH)
-        ]
         start = on_gpu(load(inputs.path / "baseline" / "start"))
         movement = None
         if spec.kind == "movement":
-            scores = inputs.path / "baseline" / MOVEMENT
-            if not scores.exists():
+            kept = inputs.path / "baseline" / MOVEMENT
+            if not kept.exists():
                 raise UserError(
                     "importance.kind: movement is found while the baseline is trained, and this "
                     "one was trained for another kind; choose first_order"
                 )
-            movement = read_tensors(scores)
-        loss_of = inputs.task.kind.probe
-        measure(start, batches, spec, loss_of=loss_of, movement=movement).save(path)
+            movement = read_tensors(kept)
+        kind = inputs.task.kind
+        batches = _batches(inputs, spec.rows)
+        scores = measure(start, batches, spec, loss_of=kind.probe, movement=movement)
+        usual = "measured" if inputs.recipe.task.is_written else "scores"
+        if (spec.losses or usual) == "measured":
+            reorder(start, scores)
+            few = [
+                {name: x.to(start.device) for name, x in batch.items()}
+                for batch in _batches(inputs, spec.loss_rows)
+            ]
+            scores = with_losses(scores, SuperNetwork(start), few, kind)
+        scores.save(path)
     return Importance.load(path)
+
+
+def _batches(inputs: Inputs, count: int) -> list[dict[str, torch.Tensor]]:
+    """The first so many training rows, in small batches."""
+    part = model_columns(inputs.train)
+    part = part.select(range(min(len(part), count)))
+    collate = collator(inputs.tokenizer, part)
+    return [
+        dict(collate([part[i] for i in range(at, min(at + _IMPORTANCE_BATCH, len(part)))]))
+        for at in range(0, len(part), _IMPORTANCE_BATCH)
+    ]
 
 
 def search_space(inputs: Inputs, table: LatencyTable, scores: Importance) -> SearchSpace:
@@ -482,8 +494,7 @@ def seconds_per_step(inputs: Inputs) -> float:
         for step in range(_SPEED_STEPS):
             begin = time.perf_counter()
             batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])
-            outputs = say(model, model, batch) if writes(model) else model(**questions(batch))
-            inputs.task.kind.probe(outputs, batch).backward()
+            inputs.task.kind.probe(outputs_of(model, batch), batch).backward()
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - begin)

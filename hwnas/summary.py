@@ -94,6 +94,18 @@ class Chosen(Record):
     path: str
 
 
+class BesideScore(Record):
+    """How models do on further data; see `beside`."""
+
+    name: str
+    metric: str  # of the task, in per cent, or perplexity, where less is better
+    rows: int  # that were looked at
+    of: int  # that there are
+    original: float  # of the model before any training
+    baseline: float
+    chosen: dict[str, float]  # by budget
+
+
 class Compute(Record):
     """Training compute in full-model steps: one step of the full model on one batch is 1."""
 
@@ -108,6 +120,7 @@ class Summary(Record):
 
     model: str
     task: str
+    pipeline: str = "text-classification"  # Optimum's name of what the models are for
     metric: str
     target: str
     strategy: str  # search, uniform or layers
@@ -115,6 +128,7 @@ class Summary(Record):
     splits: dict[str, int]
     baseline: Baseline
     chosen: list[Chosen]
+    beside: list[BesideScore] = []
     compute: Compute
     seconds: dict[str, float]
     versions: dict[str, str]

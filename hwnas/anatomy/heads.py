@@ -58,9 +58,10 @@ def writes(model: PreTrainedModel | Any) -> bool:
     return by_name or generates(model.config)
 
 
-def ending_for(task: str) -> str:
-    """The ending of the names of transformers' classes; Optimum's have none of the bare model's."""
-    return _TASKS[task][0]
+def exported_ending(task: str) -> str:
+    """What stands after `OVModel` and `ORTModel` in the names of Optimum's classes."""
+    ending = _TASKS[task][0]
+    return "ForFeatureExtraction" if ending == "Model" else ending
 
 
 def auto_name(task: str) -> str:

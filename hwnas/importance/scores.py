@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hwnas.search.exact import BlockLoss
 
 Tensors = tuple[torch.Tensor, ...]
+_OF_BLOCKS = ("heads", "ffn", "head_weights", "ffn_weights", "head_losses", "ffn_losses")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Importance:
     layers: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # (blocks,)
     residual: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # (hidden,)
     vocabulary: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # (vocab,)
+    # measured losses of keeping a prefix of so many parts of a model reordered by these scores,
+    # `(heads + 1,)` and `(ffn + 1,)` for each block; see `sensitivity`. Empty: by the scores
+    head_losses: Tensors = ()
+    ffn_losses: Tensors = ()
 
     def save(self, path: Path) -> None:
         """Write the scores as safetensors."""
@@ -56,13 +61,15 @@ class Importance:
             ffn=blocks("ffn"),
             head_weights=blocks("head_weights"),
             ffn_weights=blocks("ffn_weights"),
+            head_losses=blocks("head_losses"),
+            ffn_losses=blocks("ffn_losses"),
             layers=stored["layers"],
             residual=stored["residual"],
             vocabulary=stored["vocabulary"],
         )
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name in ("heads", "ffn", "head_weights", "ffn_weights"):
+        for name in _OF_BLOCKS:
             for i, tensor in enumerate(getattr(self, name)):
                 yield f"{name}.{i}", tensor
         for name in ("layers", "residual", "vocabulary"):
@@ -81,9 +88,17 @@ class Importance:
         )
 
     def loss(self, group: int = 1) -> BlockLoss:
-        """Additive loss of keeping only a prefix, for a model reordered by these scores."""
+        """Additive loss of keeping only a prefix, for a model reordered by these scores.
+
+        The measured one where there is one.
+        """
         from hwnas.search.exact import BlockLoss
 
+        if self.head_losses:
+            return BlockLoss(
+                heads=[losses.numpy() for losses in self.head_losses],
+                ffn=[losses.numpy() for losses in self.ffn_losses],
+            )
         ordered = self.sorted(group)
         return BlockLoss(
             heads=[_loss_of_prefix(t) for t in ordered.heads],

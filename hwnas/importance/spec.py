@@ -18,3 +18,7 @@ class ImportanceSpec(BaseModel):
     # block (Sanh et al. 2020, section 4)
     threshold: Literal["soft", "hard"] = "soft"
     rows: int = Field(256, ge=1)  # of training data that are looked at
+    # by which structures are compared: sums of scores, or losses measured block by block (see
+    # `sensitivity`); by default of encoders the one, of language models the other
+    losses: Literal["scores", "measured"] | None = None
+    loss_rows: int = Field(24, ge=1)  # of training data, for `measured`

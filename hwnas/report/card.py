@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from hwnas.anatomy.heads import auto_name, exported_ending
 from hwnas.latency.target import Target
 from hwnas.report import text
 from hwnas.subnetwork import Subnetwork
@@ -30,6 +31,7 @@ def card(summary: Summary, chosen: Chosen) -> str:
 
     from hwnas.export import served_folder
 
+    generated = summary.pipeline == "text-generation"
     environment = Environment(
         loader=PackageLoader("hwnas.report", ""),
         autoescape=False,  # Markdown; names stand in code spans
@@ -51,6 +53,10 @@ def card(summary: Summary, chosen: Chosen) -> str:
         metric=text.metric_name(summary.metric),
         score=lambda value: text.metric_value(summary.metric, value),
         structure=text.structure(chosen.genome),
+        exported=exported_ending(summary.pipeline),
+        auto=auto_name(summary.pipeline),
+        # an encoder keeps no cache
+        uneven=generated and len({b.heads for _, b in Subnetwork.of(chosen.genome).kept}) > 1,
         blocks=[
             (i, block.heads, block.ffn)
             for i, block in enumerate(Subnetwork.of(chosen.genome).blocks)
@@ -61,8 +67,8 @@ def card(summary: Summary, chosen: Chosen) -> str:
 def _header(summary: Summary, chosen: Chosen) -> dict[str, object]:
     header: dict[str, object] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "tags": ["hwnas", "text-classification", *sorted(chosen.parity)],
+        "pipeline_tag": summary.pipeline,
+        "tags": ["hwnas", summary.pipeline, *sorted(chosen.parity)],
         "metrics": [summary.metric],
     }
     if _HUB_NAME.fullmatch(summary.model) and not Path(summary.model).exists():

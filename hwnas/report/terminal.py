@@ -72,7 +72,8 @@ def render(summary: Summary) -> RenderableType:
         )
         for c in summary.chosen
     ]
-    return Group(table, *details, Text(text.headline(summary), style="bold"))
+    beside = [Text(f"beside: {text.beside(one)}") for one in summary.beside]
+    return Group(table, *details, *beside, Text(text.headline(summary), style="bold"))
 
 
 def _verdict(chosen: Chosen) -> Text:

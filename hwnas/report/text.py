@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hwnas.latency.target import Target
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
-from hwnas.summary import Chosen, Compute, Summary
+from hwnas.summary import BesideScore, Chosen, Compute, Summary
 
 if TYPE_CHECKING:
     from hwnas.latency.compare import Comparison
@@ -23,8 +23,13 @@ _METRIC_NAMES = {
     "f1": "F1",
     "f1_macro": "macro F1",
     "matthews": "Matthews correlation (x 100)",
+    "accuracy_norm": "accuracy (by likelihood for each byte)",
+    "token_accuracy": "accuracy of next tokens",
+    "exact_match": "exact answers",
 }
-_SHARES = ("accuracy", "f1", "f1_macro")
+_SHARES = ("accuracy", "f1", "f1_macro", "accuracy_norm", "token_accuracy", "exact_match")
+
+_OF_EXAMPLES = ("accuracy", "accuracy_norm", "exact_match")  # shares of the examples
 
 
 def metric_name(metric: str) -> str:
@@ -218,10 +223,20 @@ def compute_total(compute: Compute) -> float:
     return compute.supernet + compute.search + compute.finalists
 
 
+def beside(score: BesideScore) -> str:
+    """How models do on further data: `wikitext: perplexity 21.3, …`."""
+    shown = metric_name(score.metric)
+    by_budget = ", ".join(f"{budget} {value:.1f}" for budget, value in score.chosen.items())
+    return (
+        f"{score.name} ({score.rows} of {score.of} rows, {shown}): original {score.original:.1f}, "
+        f"baseline {score.baseline:.1f}, {by_budget}"
+    )
+
+
 def standard_error(summary: Summary) -> float | None:
     """Of the baseline's accuracy on the test split, in points; None for other metrics."""
     examples = summary.splits.get("test", 0)
     share = summary.baseline.metric / 100
-    if summary.metric != "accuracy" or examples <= 0 or not 0 <= share <= 1:
+    if summary.metric not in _OF_EXAMPLES or examples <= 0 or not 0 <= share <= 1:
         return None
     return 100 * math.sqrt(share * (1 - share) / examples)

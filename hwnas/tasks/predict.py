@@ -6,7 +6,7 @@ torch tensors too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from hwnas.anatomy.heads import writes
 from hwnas.progress import bar
-from hwnas.tasks.written import Line, answers_of, branches, likelihoods, lines, padded
+from hwnas.tasks.written import Line, answers_of, branches, likelihoods, lines, padded, say
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _OF_WRITTEN = ("input_ids", "attention_mask", "labels", "branch")
 _OF_TOKENS = 3  # axes of an output that has an answer for each token
+
+
+def outputs_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
+    """What a model of torch says to a batch with labels, as its kind's losses take it."""
+    if writes(model):
+        return say(model, model, inputs)
+    return model(**{name: value for name, value in inputs.items() if name in _INPUTS})
 
 
 def predict(

@@ -1,0 +1,378 @@
+"""How much a small language model keeps at a measured decode latency, beside other ways to shrink.
+
+SmolLM2-135M learns ARC-easy, OpenBookQA and BoolQ together, by adapters. From one plain LoRA
+baseline per seed, within the same budgets:
+
+- `ours`: `hwnas run` (importance, elastic adapters on the frozen baseline, search, finalists);
+- `uniform`: all layers alike;
+- `shortgpt`: layers left out by how little they change the stream (Men et al. 2024);
+- `one-shot`: first-order importance of weights, the middle layers cut at one ratio (LLM-Pruner, Ma
+  et al. 2023);
+- `int4`: the baseline with 4-bit weights, nothing else;
+- `lora`: plain LoRA on the whole model for all the steps that our models have seen, their upper
+  bound.
+
+Every rival is trained by adapters with the same distillation, for all the compute that our run
+spent after the baseline, each budget for its part. Answers are scored by likelihood as
+lm-evaluation-harness does: by byte for ARC-easy and OpenBookQA, plainly for BoolQ, on 1,050
+questions of their held-out halves. Beside them stands what was not trained on: ARC-challenge, and
+the perplexity of WikiText.
+
+Runs are kept in `runs/quality_llm/`: an interrupted benchmark goes on inside the run that was cut
+off. Rivals take their baseline and latency table from our run.
+
+    python benchmarks/quality_llm.py --json benchmarks/results/quality_llm.json
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality_rivals import Kind, choose
+from record import ROOT, Results, options
+
+from hwnas import stages
+from hwnas.anatomy.modules import blocks
+from hwnas.beside import load_beside
+from hwnas.delivery import write_exact
+from hwnas.errors import BudgetError
+from hwnas.files import read_model, validate, write_text
+from hwnas.importance.scores import Importance
+from hwnas.latency.predictor import LatencyPredictor
+from hwnas.models import load, load_tokenizer
+from hwnas.pipeline import Given, prepare
+from hwnas.recipe import Recipe
+from hwnas.space import SearchSpace
+from hwnas.stages import Inputs
+from hwnas.subnetwork import Subnetwork
+from hwnas.summary import Summary
+from hwnas.tasks.written import states_of
+from hwnas.training.trainer import collator, model_columns
+
+DATA = ROOT.parent / "shared" / "data"
+RUNS = ROOT / "runs" / "quality_llm"
+BUDGETS = ("80%", "65%")
+LEARNED = {"arc_easy": "accuracy_norm", "openbookqa": "accuracy_norm", "boolq": "accuracy"}
+ROWS = 400  # questions of each that are scored; OpenBookQA has 250
+WAYS = ("ours", "uniform", "shortgpt", "one-shot", "int4", "lora")
+SEEDS = 3
+WHOLE_FIRST, WHOLE_LAST = 4 / 32, 2 / 32  # of the layers, that LLM-Pruner leaves whole
+_BATCH = 8
+PROTOCOL = (
+    "demo:smollm2 by adapters on ARC-easy, OpenBookQA and BoolQ; decode with a cache of 128, one "
+    "thread; choices by likelihood (by byte but for BoolQ), 1,050 questions; paired latency of the "
+    "exported files; rivals train for all the compute that ours spends after the baseline"
+)
+COMPUTE = {
+    "batch": 16,
+    "start_steps": 240,
+    "supernet_steps": 60,
+    "winner_steps": 300,
+    "heir_steps": 150,
+    "first_rung_steps": 30,
+    "evaluations": 10,
+    "evaluation_rows": 96,
+    "plateau_rows": 192,
+    "choice_rows": 384,
+}
+QUICK = {
+    "start_steps": 2,
+    "supernet_steps": 1,
+    "winner_steps": 2,
+    "heir_steps": 2,
+    "first_rung_steps": 1,
+    "evaluations": 2,
+    "evaluation_rows": 8,
+    "plateau_rows": 8,
+    "choice_rows": 8,
+}
+
+
+def _commonsense(name: str, split: str) -> list[dict[str, str]]:
+    path = DATA / "commonsense" / f"{name}_{split}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def data_files() -> tuple[Path, Path]:
+    """All three training files as one, and a few of the held-out questions likewise."""
+    if not DATA.is_dir():
+        raise SystemExit(f"{DATA} is not there")
+    found = []
+    for split, most in (("train", None), ("dev", 40)):
+        rows = [row for name in LEARNED for row in _some(_commonsense(name, split), most)]
+        path = RUNS / "data" / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        found.append(path)
+    return found[0], found[1]
+
+
+def _some(rows: list[dict[str, str]], most: int | None) -> list[dict[str, str]]:
+    return rows if most is None or len(rows) <= most else random.Random(0).sample(rows, most)
+
+
+def recipe_of(seed: int, quick: bool) -> Recipe:
+    """The searched run's recipe."""
+    train, test = data_files()
+    choice = {"kind": "choice", "text": "instruction", "label": "answer"}
+    dev = DATA / "commonsense"
+    rows = 8 if quick else ROWS
+    scored: dict[str, Any] = {
+        name: choice | {"data": str(dev / f"{name}_dev.jsonl"), "metric": metric, "rows": rows}
+        for name, metric in (LEARNED | {"arc_challenge": "accuracy_norm"}).items()
+    }
+    scored["wikitext"] = {
+        "kind": "language",
+        "data": str(DATA / "wikitext2" / "dev.jsonl"),
+        "rows": 8 if quick else 200,
+    }
+    value = {
+        "model": "demo:smollm2",
+        "task": choice
+        | {"data": str(train), "test": str(test), "metric": "accuracy_norm", "max_length": 192},
+        "target": "openvino:cpu:threads=1,phase=decode,cache=128",
+        "budgets": BUDGETS[:1] if quick else BUDGETS,
+        "seed": seed,
+        "beside": scored,
+        "compute": COMPUTE | (QUICK if quick else {}),
+        "measure": {"validate_table": 0 if quick else 8, "table_minutes": 1 if quick else None},
+        "importance": {"rows": 16 if quick else 256},
+    }
+    return validate(Recipe, value, where="quality_llm")
+
+
+def run_of(seed: int, way: str, quick: bool) -> Path:
+    """Where the run of one way to shrink is kept."""
+    return RUNS / ("quick" if quick else "full") / f"{seed}-{way}"
+
+
+def shortgpt(inputs: Inputs) -> Kind:
+    """Layers go by their influence: one less the cosine of the stream before and after them."""
+    influence = _influence(inputs)
+    order = sorted(range(len(influence)), key=lambda i: influence[i])
+    full = Subnetwork.full(inputs.shape)
+
+    def propose(predictor: LatencyPredictor, budget_ms: float) -> Subnetwork:
+        for gone in range(len(order)):
+            out = set(order[:gone])
+            kept = [[0, 0] if i in out else list(b) for i, b in enumerate(full.blocks)]
+            if predictor.predict(Subnetwork.of(kept)) <= budget_ms:
+                return Subnetwork.of(kept)
+        raise BudgetError(f"budget {budget_ms:.3g} ms: not even one layer fits")
+
+    return Kind("shortgpt", propose, lambda _: stages.importance(inputs))
+
+
+@torch.no_grad()
+def _influence(inputs: Inputs) -> list[float]:
+    """Of every layer, over some training rows."""
+    model = load(inputs.path / "baseline" / "start")
+    rows = model_columns(inputs.train).select(range(min(128, len(inputs.train))))
+    collate = collator(inputs.tokenizer, rows)
+    totals = [0.0] * len(blocks(model))
+    tokens = 0
+    for at in range(0, len(rows), _BATCH):
+        batch = dict(collate([rows[i] for i in range(at, min(at + _BATCH, len(rows)))]))
+        real = batch["attention_mask"].bool()
+        states = states_of(model, model, batch, True).hidden_states
+        for i in range(len(totals)):
+            alike = torch.cosine_similarity(states[i][real], states[i + 1][real], dim=-1)
+            totals[i] += float((1 - alike).sum())
+        tokens += int(real.sum())
+    return [total / tokens for total in totals]
+
+
+def one_shot(inputs: Inputs) -> Kind:
+    """The middle layers cut at one ratio, by the first-order importance of single weights."""
+    shape = inputs.shape
+    depth = shape.depth
+    first, last = round(WHOLE_FIRST * depth), depth - round(WHOLE_LAST * depth)
+    space = SearchSpace.whole(shape)
+    full = Subnetwork.full(shape)
+
+    def propose(predictor: LatencyPredictor, budget_ms: float) -> Subnetwork:
+        for percent in range(100, 0, -1):
+            cut = space.scaled(percent / 100).blocks
+            kept = [cut[i] if first <= i < last else block for i, block in enumerate(full.blocks)]
+            if predictor.predict(Subnetwork(tuple(kept))) <= budget_ms:
+                return Subnetwork(tuple(kept))
+        raise BudgetError(f"budget {budget_ms:.3g} ms: the layers that stay whole do not fit")
+
+    def importance(_: Sequence[Subnetwork]) -> Importance:
+        found = stages.importance(inputs)
+        return Importance(
+            found.head_weights,
+            found.ffn_weights,
+            found.head_weights,
+            found.ffn_weights,
+            found.layers,
+            found.residual,
+            found.vocabulary,
+        )
+
+    return Kind("one-shot", propose, importance)
+
+
+def row(seed: int, way: str, quick: bool) -> dict[str, Any]:
+    """The budgets of one way to shrink, after what is missing of its run is made."""
+    recipe = recipe_of(seed, quick)
+    ours, run = (run_of(seed, each, quick) for each in ("ours", way))
+    if way == "int4":
+        return int4(recipe, ours)
+    if way == "lora":
+        return lora(recipe, ours, run)
+    if way != "ours":
+        recipe = recipe.model_copy(update={"strategy": "uniform"})
+    if way in ("shortgpt", "one-shot") and not (run / "selection").exists():
+        inputs = prepare(recipe, run, resume=True, given=Given(reuse=ours))
+        choose(inputs, (shortgpt if way == "shortgpt" else one_shot)(inputs))
+        inputs.directory.close()
+    return _figures(_finished(recipe, run, None if way == "ours" else ours))
+
+
+def _finished(recipe: Recipe, run: Path, ours: Path | None) -> Summary:
+    """The summary of a run, which is made or finished first."""
+    path = run.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recipe.save(path)
+    command = [sys.executable, "-m", "hwnas", "run", str(path), "--out", str(run), "--resume"]
+    command += ["--reuse", str(ours)] if ours else []
+    ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    if ended not in (0, 3):  # a missed budget is a result: the row says so
+        raise SystemExit(ended)
+    return read_model(run / "summary.json", Summary)
+
+
+def _mean(scores: dict[str, float]) -> float:
+    return statistics.mean(scores[name] for name in LEARNED)
+
+
+def _figures(summary: Summary) -> dict[str, Any]:
+    def scores(of: str) -> dict[str, float]:
+        return {
+            one.name: getattr(one, of) if of in ("original", "baseline") else one.chosen[of]
+            for one in summary.beside
+        }
+
+    return {
+        "questions": sum(one.rows for one in summary.beside if one.name in LEARNED),
+        "original": scores("original") | {"mean": _mean(scores("original"))},
+        "baseline": scores("baseline") | {"mean": _mean(scores("baseline"))},
+        "baseline_steps": summary.baseline.steps,
+        "converged": summary.baseline.converged,
+        "budgets": {
+            chosen.budget: {
+                "scores": scores(chosen.budget) | {"mean": _mean(scores(chosen.budget))},
+                "ratio": chosen.ratio,
+                "met": chosen.met,
+                "kind": chosen.kind,
+                "genome": chosen.genome,
+                "steps": chosen.steps,
+                "params": chosen.params,
+                "size_mb": chosen.size_mb,
+            }
+            for chosen in summary.chosen
+        },
+        "compute": summary.compute.model_dump(),
+        "seconds": sum(summary.seconds.values()),
+    }
+
+
+def int4(recipe: Recipe, ours: Path) -> dict[str, Any]:
+    """The baseline with 4-bit weights by NNCF, calibrated on training rows; nothing is trained."""
+    from hwnas.export import calibration, folder_size_mb, measure_against, quantize_folder
+
+    inputs = prepare(recipe, ours, resume=True, given=Given())
+    source, out = (ours / "baseline" / name for name in ("openvino", "openvino-int4-weights"))
+    if not out.exists():
+        rows = calibration(inputs.train, load_tokenizer(ours / "baseline" / "model"))
+        quantize_folder(source, out, "int4-weights", rows)
+    paired = measure_against(out, source, inputs.target, pairs=recipe.measure.pairs)
+    scores = _scores(recipe, inputs, out)
+    inputs.directory.close()
+    return {"int4": {"scores": scores, "ratio": paired.ratio, "size_mb": folder_size_mb(out)}}
+
+
+def lora(recipe: Recipe, ours: Path, run: Path) -> dict[str, Any]:
+    """Plain LoRA on the whole model for the steps that our models have seen in all."""
+    summary = read_model(ours / "summary.json", Summary)
+    most = max(chosen.steps for chosen in summary.chosen)
+    start = recipe.compute.start_steps + most - recipe.compute.baseline_steps(len(recipe.budgets))
+    compute = recipe.compute.model_copy(update={"start_steps": max(1, start)})
+    longer = recipe.model_copy(update={"compute": compute})
+    inputs = prepare(longer, run, resume=True, given=Given(table=ours / "table.json"))
+    history = stages.baseline(inputs)
+    write_exact(inputs, run / "baseline" / "model", run / "baseline")
+    scores = _scores(recipe, inputs, run / "baseline" / "openvino")
+    inputs.directory.close()
+    return {"lora": {"scores": scores, "steps": history.steps, "converged": history.converged}}
+
+
+def _scores(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, float]:
+    from hwnas.export import load_exported
+
+    model = load_exported(folder, inputs.target.threads, scoring=True)
+    tokenizer = load_tokenizer(folder)
+    data = load_beside(recipe.beside, inputs.task.max_length)
+    found = {one.name: one.score(model, tokenizer) for one in data}
+    return found | {"mean": _mean(found)}
+
+
+def wanted(quick: bool) -> Iterator[tuple[int, str]]:
+    """Seed and way: all ways with one seed, then ours and the bound with the others."""
+    if quick:
+        yield from ((0, way) for way in ("ours", "int4"))
+        return
+    yield from ((0, way) for way in WAYS)
+    for seed in range(1, SEEDS):
+        yield from ((seed, way) for way in ("ours", "lora"))
+    yield from ((1, way) for way in ("one-shot", "uniform", "shortgpt"))
+
+
+def main() -> None:
+    """Run what is missing, and write the rows and the headline."""
+    args = options("quality_llm", __doc__)
+    results = Results("quality_llm", args.quick, PROTOCOL, args.json)
+    for seed, way in wanted(args.quick):
+        results.row({"seed": seed, "way": way}, partial(row, seed, way, args.quick))
+    results.finish(headline(results.rows))
+
+
+def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Points below plain LoRA at each budget, our rank among the rivals, and every mean."""
+    found: dict[str, Any] = {}
+    bound = {r["seed"]: r["lora"]["scores"]["mean"] for r in rows if "lora" in r}
+    for budget in BUDGETS:
+        name = budget.rstrip("%")
+        means: dict[str, list[float]] = {}
+        for r in rows:
+            if budget in r.get("budgets", {}):
+                means.setdefault(r["way"], []).append(r["budgets"][budget]["scores"]["mean"])
+        found[f"means_{name}"] = {way: round(statistics.mean(m), 2) for way, m in means.items()}
+        found[f"spread_{name}"] = {
+            way: round(statistics.stdev(m), 2) for way, m in means.items() if len(m) > 1
+        }
+        drops = [
+            bound[r["seed"]] - r["budgets"][budget]["scores"]["mean"]
+            for r in rows
+            if r["way"] == "ours" and r["seed"] in bound and budget in r["budgets"]
+        ]
+        if drops:
+            found[f"drop_at_{name}"] = round(statistics.mean(drops), 2)
+        if "ours" in means:
+            ranked = sorted(means, key=lambda way: -statistics.mean(means[way]))
+            found[f"rank_at_{name}"] = ranked.index("ours") + 1
+    return found
+
+
+if __name__ == "__main__":
+    main()

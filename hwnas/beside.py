@@ -1,0 +1,97 @@
+"""What a shrunk language model still can that it was not trained on: scores beside the task's.
+
+A model that is trained for one task while it is cut may forget the others; LoNAS names that as its
+limitation. So a recipe may name further data, of any kind of written task, and the original, the
+baseline and every chosen model are scored on a stated number of its rows. Text is scored by
+perplexity, the exponential of the mean loss of a token.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from hwnas.errors import UserError
+from hwnas.tasks.kinds import Kind
+from hwnas.tasks.loading import is_file
+from hwnas.tasks.rows import read_file, read_hub
+from hwnas.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+PERPLEXITY = "perplexity"
+
+
+class BesideSpec(TaskSpec):
+    """Data as a task has it, a file whole, of the hub the test split; and how much is looked at."""
+
+    rows: int = Field(200, ge=1)  # at most, chosen at random but always the same
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Rows to score models on."""
+
+    name: str
+    kind: Kind
+    metric: str
+    split: Dataset
+    of: int  # rows that the data has
+    max_length: int
+
+    @classmethod
+    def load(cls, name: str, spec: BesideSpec, max_length: int) -> Beside:
+        """Read the data.
+
+        Args:
+            max_length: tokens of a row, where the spec says nothing.
+
+        Raises:
+            UserError: it cannot be read, or is of a kind for encoders.
+        """
+        where = f"beside.{name}"
+        if not spec.is_written:
+            raise UserError(
+                f"{where}: kind {spec.kind_name} is for encoders; give choice, instruction or "
+                "language"
+            )
+        kind = spec.task_kind
+        try:
+            if is_file(spec.data):
+                rows = read_file(Path(spec.data).expanduser(), spec.columns, kind.parse)
+            else:
+                held_out = spec.known.splits[1] if spec.known else "test"
+                splits = {"train": held_out}
+                found, _ = read_hub(spec.data, spec.subset, spec.columns, kind.parse, splits)
+                rows = found["train"]
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        some = rows
+        if len(rows) > spec.rows:
+            some = sorted(random.Random(0).sample(rows, spec.rows), key=lambda row: row.id)
+        metric = PERPLEXITY if spec.kind_name == "language" else spec.usual_metric
+        length = spec.max_length or max_length
+        return cls(name, kind, metric, kind.split(some, []), len(rows), length)
+
+    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> float:
+        """The model's metric, in per cent, or its perplexity."""
+        from hwnas.tasks.predict import predict
+
+        encoded = self.kind.encode(self.split, tokenizer, self.max_length)
+        answers = predict(model, encoded, batch_size=16, progress=f"beside: {self.name}")
+        if self.metric == PERPLEXITY:
+            return math.exp(self.kind.loss(answers, encoded))
+        return self.kind.score(self.metric, answers, encoded)
+
+
+def load_beside(specs: Mapping[str, BesideSpec], max_length: int) -> list[Beside]:
+    """All that a recipe names; see `Beside.load`."""
+    return [Beside.load(name, spec, max_length) for name, spec in specs.items()]
