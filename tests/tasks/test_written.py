@@ -1,4 +1,4 @@
-"""Tasks of language models: what is read, what counts, and that branches are as rows of their own."""
+"""Tasks of language models: what is read, what counts, branches as rows of their own."""
 
 from __future__ import annotations
 
