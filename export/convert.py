@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy.heads import auto_name, generates, task_of
 from hwnas.errors import UserError
-from hwnas.export.decoders import export_configs
+from hwnas.export.decoders import export_configs, restate_heads
 from hwnas.export.folders import FORMATS, check_format, quiet
 from hwnas.files import replacing
 from hwnas.progress import bar
@@ -156,6 +156,8 @@ def _convert_to_onnx(model: PreTrainedModel, folder: Path) -> None:
     _pass_for_transformers(model)
     own = export_configs(model, "onnx")
     onnx_export_from_model(model, folder, task=task, do_validation=False, **own)
+    if generates(model.config):
+        restate_heads(folder)
 
 
 def _convert_to_openvino(model: PreTrainedModel, folder: Path) -> None:

@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hwnas.anatomy.heads import generates
+from hwnas.files import read_json, write_json
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
+
+_WITH_HEAD_SIZE = ("gemma",)  # families whose heads' size Optimum reads in the config
 
 
 def kv_heads(config: PretrainedConfig | Any) -> list[int]:
@@ -36,6 +39,35 @@ def kv_heads(config: PretrainedConfig | Any) -> list[int]:
     found = [heads // config.hwnas_layout["group"] for heads, _ in blocks]
     stated = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return found if set(found) != {stated} else []
+
+
+def of_optimum(config: PretrainedConfig | Any) -> bool:
+    """Whether Optimum's class for ONNX Runtime makes the right empty cache for such a model.
+
+    Of most families it takes a head to be as large as the stream over the number of heads.
+    """
+    stated = getattr(config, "head_dim", None) or getattr(config, "hwnas_head_size", None)
+    taken = config.hidden_size // config.num_attention_heads
+    return not kv_heads(config) and (
+        stated in (None, taken) or config.model_type in _WITH_HEAD_SIZE
+    )
+
+
+def restate_heads(folder: Path) -> None:
+    """Make an ONNX folder's config say the size of a head in the one way that Optimum reads.
+
+    Fewer heads of the same size, in all blocks alike, would be taken for larger ones: the number of
+    heads is that of the whole stream then, which nothing else there depends on. KV heads stay.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    size = getattr(config, "hwnas_head_size", None)
+    if size is None or of_optimum(config) or kv_heads(config) or config.hidden_size % size:
+        return
+    stored = read_json(folder / "config.json")
+    stored["num_attention_heads"] = config.hidden_size // size
+    write_json(folder / "config.json", stored)
 
 
 def export_configs(model: PreTrainedModel | Any, exporter: str) -> dict[str, Any]:

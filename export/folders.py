@@ -15,7 +15,7 @@ from typing import Any
 
 from hwnas.anatomy.heads import exported_ending, generates, task_of
 from hwnas.errors import HwnasError, UserError
-from hwnas.export.decoders import PlainDecoder, StatefulDecoder, kv_heads
+from hwnas.export.decoders import PlainDecoder, StatefulDecoder, of_optimum
 from hwnas.files import read_json
 from hwnas.latency.target import Target
 
@@ -155,7 +155,7 @@ def _load_onnx(folder: Path, threads: int | None, scoring: bool) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    if kv_heads(config) or (scoring and generates(config)):
+    if generates(config) and (scoring or not of_optimum(config)):
         return PlainDecoder(folder / MODEL_FILES["onnx"], config, threads)
     from optimum import onnxruntime as optimum
 

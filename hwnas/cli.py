@@ -455,6 +455,29 @@ def evaluate(
 
 
 @app.command()
+def ask(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a language model's run.")],
+    prompt: Annotated[str, typer.Argument(help="What the models go on from.")],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Say it as a chat, by the model's chat template.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Of each answer, at most.")] = 64,
+    json: Json = False,
+) -> None:
+    """What the models of a run answer, and how many tokens a second they write."""
+    from hwnas.asking import ask as ask_models
+
+    quiet(json)
+    found = ask_models(run_dir, prompt, most=tokens, chat=chat)
+    if json:
+        print_json(found)
+    else:
+        from hwnas.report.terminal import render_replies
+
+        print_rich(render_replies(found.replies))
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
     rival: Annotated[

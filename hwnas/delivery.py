@@ -111,7 +111,7 @@ def deliver(
         target=inputs.recipe.target,
         strategy=inputs.recipe.strategy,
         seed=inputs.recipe.seed,
-        splits=inputs.task.splits,
+        splits=inputs.task.splits | {"test": len(inputs.test_split)},
         baseline=baseline,
         chosen=chosen,
         beside=beside,
@@ -257,7 +257,7 @@ def _serve(inputs: Inputs, folder: Path, target: Target) -> Served:
     from hwnas.export import folder_size_mb, load_exported, served_folder
 
     served = folder / served_folder(target)
-    test = _read_by(inputs, folder, inputs.task.test, inputs.test)
+    test = _read_by(inputs, folder, inputs.test_split, inputs.test)
     answers = predict(
         load_exported(served, target.threads, scoring=True), test, progress=f"test {folder.name}"
     )

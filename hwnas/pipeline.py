@@ -94,8 +94,10 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     inputs.directory.rewrite(
         "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
     )
+    table, compute_spent = contest.table, spent(contest, winners)
+    del contest  # several times the model in memory, which delivering needs as well
     with leader_first():
-        return deliver(inputs, contest.table, winners, spent(contest, winners))
+        return deliver(inputs, table, winners, compute_spent)
 
 
 def train_supernet(

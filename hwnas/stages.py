@@ -117,9 +117,15 @@ class Inputs:
         half = self.task.choice_validation
         return self.held_out(half.select(range(min(len(half), self.plan.choice_rows))))
 
+    @property
+    def test_split(self) -> Dataset:
+        """The test rows that are scored."""
+        whole = self.task.test
+        return whole.select(range(min(len(whole), self.plan.test_rows or len(whole))))
+
     @cached_property
     def test(self) -> Dataset:
-        return self.held_out(self.task.test)
+        return self.held_out(self.test_split)
 
     def optimization(
         self, steps: int, learning_rate: float, seed: int, *, student: bool = True

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from hwnas.report import text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
+    from hwnas.asking import Reply
     from hwnas.export import Verification
     from hwnas.export.verify import Recheck
     from hwnas.planning import Plan
@@ -140,6 +142,23 @@ def render_plan(plan: Plan) -> RenderableType:
             "" if stage.fits is None else ("yes" if stage.fits else "NO"),
         )
     return Group(Text(facts), space, stages)
+
+
+def render_replies(replies: Sequence[Reply]) -> RenderableType:
+    """Answers of a run's language models, with the time that they took."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name in ("model", "served by", "answer"):
+        table.add_column(name, overflow="fold")
+    for name in ("first token", "tokens/s"):
+        table.add_column(name, justify="right")
+    for one in replies:
+        rate = "" if one.tokens_per_s is None else f"{one.tokens_per_s:.1f}"
+        ms = text.milliseconds(one.first_ms)
+        table.add_row(Text(one.name), Text(one.served), Text(one.text), ms, rate)
+    return table
 
 
 def _tried(record: Verification) -> Table:

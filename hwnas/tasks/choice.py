@@ -26,7 +26,7 @@ import numpy as np
 from hwnas.errors import UserError
 from hwnas.tasks.classification import cross_entropy, divergence
 from hwnas.tasks.encoding import check_length, in_chunks
-from hwnas.tasks.prompts import CHAT, asked, default_template, fill
+from hwnas.tasks.prompts import asked, default_template, fill
 from hwnas.tasks.rows import Columns, Row, text_of
 from hwnas.tasks.written import BEGINNING, IGNORED, WrittenTask, cut, joined_ids
 
@@ -49,6 +49,7 @@ class Choice(WrittenTask):
     Attributes:
         choices: name of a class -> what is said for it; empty where each row has its own.
         template: of the prompt, see `prompts`; empty: the usual one.
+        chat: the prompt is a chat's first message, and the right answer ends the reply.
     """
 
     metrics: tuple[str, ...] = ("accuracy", "accuracy_norm")
@@ -56,6 +57,7 @@ class Choice(WrittenTask):
     logits: bool = True  # as good as: scores of choices, which a temperature may divide
     choices: tuple[tuple[str, str], ...] = ()
     template: str = ""
+    chat: bool = False
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
         """The prompt and the choices, as texts; the index of the right one."""
@@ -121,7 +123,7 @@ class Choice(WrittenTask):
                 part["text"], part["choices"], part["label"], strict=True
             ):
                 wanted = offered if every else [offered[right]]
-                row = _row(tokenizer, asked(tokenizer, self.template, prompt), wanted, most, self)
+                row = self._row(tokenizer, prompt, wanted, most, ends=self.chat and not every)
                 if every:
                     row |= {"answer": right, "bytes": [len(one.encode()) for one in offered]}
                 else:
@@ -130,6 +132,43 @@ class Choice(WrittenTask):
             return Dataset.from_list(rows)
 
         return in_chunks(len(split), _CHUNK, encode)
+
+    def _row(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: str,
+        offered: Sequence[str],
+        most: int,
+        *,
+        ends: bool,
+    ) -> dict[str, Any]:
+        """A prompt with continuations, as token ids, labels and branches.
+
+        Args:
+            ends: whether the end of the text is to be said after a continuation.
+        """
+        given = asked(tokenizer, prompt, chat=self.chat)
+        space = "" if self.chat or given[-1:].isspace() else " "
+        end = [tokenizer.eos_token_id] if ends and tokenizer.eos_token_id is not None else []
+        beginning: list[int] = []
+        continued = []
+        for one in offered:
+            # how the beginning is read does not depend on what follows but for its last letters
+            beginning, ids = joined_ids(tokenizer, given, space + one)
+            continued.append([*ids, *end][: most - 1])
+        kept = cut(beginning, most - max(map(len, continued)))
+        ids, labels, branch = [*kept], [IGNORED] * len(kept), [BEGINNING] * len(kept)
+        for number, own in enumerate(continued):
+            ids += own
+            labels += own
+            branch += [number] * len(own)
+        return {
+            "input_ids": ids,
+            "attention_mask": [1] * len(ids),
+            "labels": labels,
+            "branch": branch,
+            "length": len(ids),
+        }
 
     def loss(self, answers: Floats, encoded: Dataset) -> float:
         """Cross-entropy of the right choice among those of its question, nats."""
@@ -162,32 +201,6 @@ class Choice(WrittenTask):
         places = question[of_choice], branch[of_choice]
         np.add.at(scores, places, answers[of_choice, 0].astype(np.float64))
         return scores
-
-
-def _row(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, offered: Sequence[str], most: int, kind: Choice
-) -> dict[str, Any]:
-    """A prompt with continuations, as token ids, labels and branches."""
-    space = "" if kind.template == CHAT or prompt[-1:].isspace() else " "
-    beginning: list[int] = []
-    continued = []
-    for one in offered:
-        # how the beginning is read does not depend on what follows but for its last letters
-        beginning, ids = joined_ids(tokenizer, prompt, space + one)
-        continued.append(ids[: most - 1])
-    kept = cut(beginning, most - max(map(len, continued)))
-    ids, labels, branch = [*kept], [IGNORED] * len(kept), [BEGINNING] * len(kept)
-    for number, own in enumerate(continued):
-        ids += own
-        labels += own
-        branch += [number] * len(own)
-    return {
-        "input_ids": ids,
-        "attention_mask": [1] * len(ids),
-        "labels": labels,
-        "branch": branch,
-        "length": len(ids),
-    }
 
 
 def _offered(value: Any, column: str, where: str) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hwnas.tasks.encoding import check_length, in_chunks, text_split, texts_of
-from hwnas.tasks.prompts import CHAT, asked, default_template, fill
+from hwnas.tasks.prompts import asked, default_template, fill
 from hwnas.tasks.rows import Columns, Row, text_of
 from hwnas.tasks.written import IGNORED, WrittenTask, cut, joined_ids
 
@@ -29,10 +29,12 @@ class Instruction(WrittenTask):
 
     Attributes:
         template: of the prompt, see `prompts`; empty: the usual one.
+        chat: the prompt is a chat's first message.
     """
 
     columns: tuple[tuple[str, ...], str] = (("question",), "answer")
     template: str = ""
+    chat: bool = False
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
         """The prompt and the response."""
@@ -56,13 +58,13 @@ class Instruction(WrittenTask):
 
         check_length(tokenizer, max_length)
         prompts, responses = texts_of(split)
-        space = "" if self.template == CHAT else " "
+        space = "" if self.chat else " "
         end = tokenizer.eos_token_id
 
         def encode(start: int, stop: int) -> Dataset:
             rows = []
             for prompt, response in zip(prompts[start:stop], responses[start:stop], strict=True):
-                given = asked(tokenizer, self.template, prompt)
+                given = asked(tokenizer, prompt, chat=self.chat)
                 beginning, said = joined_ids(tokenizer, given, space + response)
                 said = [*said, *([] if end is None else [end])][: max_length - 1]
                 kept = cut(beginning, max_length - len(said))

@@ -1,4 +1,4 @@
-"""What a language model is asked: a template filled with a row's columns, or its chat template."""
+"""What a language model is asked: a template filled with a row's columns, perhaps as a chat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hwnas.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHAT = "chat"  # in a template's place: the model's own chat template
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -24,31 +23,30 @@ def default_template(columns: Sequence[str]) -> str:
 
 def check_template(template: str, columns: Sequence[str]) -> None:
     """Raise `ValueError` unless the template names columns, and only such as are given."""
-    if template == CHAT:
-        return
     named = _FIELD.findall(template)
     unknown = next((name for name in named if name not in columns), None)
     if unknown is not None or not named:
         said = f"{{{unknown}}} is no column of text" if unknown else "it names no column"
-        raise ValueError(f"{template!r}: {said}; it may name {', '.join(columns)}, or be 'chat'")
+        raise ValueError(f"{template!r}: {said}; it may name {', '.join(columns)}")
 
 
 def fill(template: str, texts: Mapping[str, str]) -> str:
-    """The template with each `{column}` replaced; a chat template's user says all texts."""
-    if template == CHAT:
-        return "\n".join(texts.values())
+    """The template with each `{column}` replaced."""
     return _FIELD.sub(lambda found: texts[found[1]], template)
 
 
-def asked(tokenizer: PreTrainedTokenizerBase | Any, template: str, prompt: str) -> str:
+def asked(tokenizer: PreTrainedTokenizerBase | Any, prompt: str, *, chat: bool) -> str:
     """The whole text that a model is given for a prompt.
 
+    Args:
+        chat: as the first message of a chat, in the words of the model's own chat template.
+
     Raises:
-        UserError: a chat template is wanted, and the model has none.
+        UserError: the model has no chat template.
     """
-    if template != CHAT:
+    if not chat:
         return prompt
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError("task.template: chat, but the model's tokenizer has no chat template")
+        raise UserError("task.chat: the model's tokenizer has no chat template; leave it out")
     said = [{"role": "user", "content": prompt}]
     return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))

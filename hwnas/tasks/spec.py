@@ -118,8 +118,9 @@ class TaskSpec(BaseModel):
     )
     # of choice, where rows are texts in classes: class -> what is said for it, or a list of both
     choices: dict[str, str] | None = None
-    # of choice and instruction: the prompt, with {column} for each column of text, or chat
+    # of choice and instruction: the prompt, with {column} for each column of text
     template: str | None = None
+    chat: bool = False  # likewise: whether it is said as a chat, by the model's chat template
 
     @field_validator("subset")
     @classmethod
@@ -176,6 +177,13 @@ class TaskSpec(BaseModel):
         check_template(value, columns)
         return value
 
+    @field_validator("chat")
+    @classmethod
+    def _of_prompts(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and _kind_name(info.data) not in ("choice", "instruction"):
+            raise ValueError("is for tasks of kind choice or instruction; leave it out")
+        return value
+
     @field_validator("metric")
     @classmethod
     def _of_the_kind(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -201,7 +209,7 @@ class TaskSpec(BaseModel):
         if self.kind_name == "spans":
             settings["null_threshold"] = self.null_threshold
         if self.kind_name in ("choice", "instruction"):
-            settings["template"] = self.template or ""
+            settings |= {"template": self.template or "", "chat": self.chat}
         if self.kind_name == "choice":
             settings["choices"] = tuple((self.choices or {}).items())
         return kind_named(self.kind_name, **settings)

@@ -39,6 +39,7 @@ class ComputePlan(BaseModel):
     evaluation_rows: int = Field(96, ge=1)  # validation rows that the search looks at
     plateau_rows: int = Field(384, ge=1)  # validation rows that end the baseline's training
     choice_rows: int = Field(768, ge=1)  # validation rows that judge the finalists
+    test_rows: int | None = Field(None, ge=1)  # test rows that are scored in the end; None: all
     entrants: int = Field(2, ge=1)  # finalists, for each budget: best widths, best of fewer blocks
     first_rung_steps: int = Field(24, ge=1)  # of each finalist, before all but one are dropped
     winner_steps: int = Field(450, ge=2)  # of a budget's winner, the first rung included

@@ -158,21 +158,26 @@ def test_exported_files_agree_with_torch(name, runtime, tmp_path):
 @pytest.mark.slow  # a few seconds for each family and runtime
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_exported_decoders_write_as_torch_does(name, runtime, tmp_path):
-    """Blocks of different numbers of KV heads, and one is left out."""
+@pytest.mark.parametrize("groups", [(1, 2), (1, 1)], ids=["uneven", "fewer"])
+def test_exported_decoders_write_as_torch_does(name, runtime, groups, tmp_path):
+    """Blocks of different numbers of KV heads, or of fewer than there were; one is left out."""
     from datasets import Dataset
 
     from hwnas.export.compare import parity
     from hwnas.export.convert import _convert_to_onnx, _convert_to_openvino, _plain_copy
     from hwnas.export.decoders import kv_heads
+    from hwnas.export.folders import load_exported
 
     model = make_model(name)
     reorder(model, _random_scores(model))
     group = find_shape(model.config).group
-    widths = [[group, 32], [0, 0], [2 * group, 48]]
+    widths = [[groups[0] * group, 32], [0, 0], [groups[1] * group, 48]]
     dense = SuperNetwork(model).extract(Subnetwork.of(widths))
-    assert kv_heads(_plain_copy(dense).config) == [1, 2]
+    stated = groups[0] == groups[1] and hasattr(model.config, "num_key_value_heads")
+    assert kv_heads(_plain_copy(dense).config) == ([] if stated else list(groups))
     convert = {"onnx": _convert_to_onnx, "openvino": _convert_to_openvino}[runtime]
     convert(_plain_copy(dense), tmp_path)
     prompts = Dataset.from_dict({"input_ids": [list(range(5, 5 + n)) for n in (1, 6, 11)]})
     assert parity(dense, tmp_path, prompts) <= 1e-4
+    if stated:
+        assert "optimum" in type(load_exported(tmp_path)).__module__

@@ -171,9 +171,21 @@ def test_rows_are_encoded_as_read_together(tokenizer: Any) -> None:
     assert len(kept) + max(sum(b == n for b in short["branch"]) for n in (0, 1)) == 6
 
 
+def test_a_chat_s_answer_ends_the_reply_and_is_scored_without_its_end(tokenizer: Any) -> None:
+    kind = Choice(choices=(("0", "bad"), ("1", "good")), template="Is it good? {text}", chat=True)
+    columns = Columns(("text",), "label")
+    texts, right = kind.parse({"text": "Fine.", "label": "1"}, columns, "line 1")
+    split = kind.split([Row(texts, right, 0)], [])
+    (learned,) = encode_training(kind, split, tokenizer, 96)
+    said = [i for i in learned["labels"] if i != IGNORED]
+    assert tokenizer.decode(said) == "good<|im_end|>"
+    (scored,) = kind.encode(split, tokenizer, 96)
+    assert tokenizer.decode([i for i in scored["labels"] if i != IGNORED]) == "badgood"
+
+
 def test_a_response_is_learned_and_its_prompt_is_not(tokenizer: Any) -> None:
-    for template, begins in (("", "Question: 1 + 1?\nAnswer:"), ("chat", "<|im_start|>system")):
-        kind = Instruction(template=template)
+    for chat, begins in ((False, "Question: 1 + 1?\nAnswer:"), (True, "<|im_start|>system")):
+        kind = Instruction(chat=chat)
         columns = Columns(("question",), "answer")
         texts, label = kind.parse({"question": "1 + 1?", "answer": "2"}, columns, "line 1")
         (row,) = kind.encode(kind.split([Row(texts, label, 0)], []), tokenizer, 96)
@@ -181,7 +193,7 @@ def test_a_response_is_learned_and_its_prompt_is_not(tokenizer: Any) -> None:
         assert tokenizer.decode(said).strip() == "2<|im_end|>"
         whole = tokenizer.decode(row["input_ids"])
         assert whole.startswith(begins) and whole.endswith("2<|im_end|>")
-        assert ("assistant" in whole) == (template == "chat")
+        assert ("assistant" in whole) == chat
 
 
 def test_texts_are_packed_for_training(tokenizer: Any) -> None:
@@ -222,6 +234,7 @@ def test_losses_in_torch_and_in_numpy_agree(name: str) -> None:
         ({"kind": "language", "template": "{text}"}, "is for tasks of kind choice or instruction"),
         ({"kind": "choice", "text": "text", "template": "Mood:"}, "names no column"),
         ({"kind": "choice", "text": "text", "template": "{tweet}"}, "{tweet} is no column of text"),
+        ({"kind": "language", "chat": True}, "is for tasks of kind choice or instruction"),
         ({"kind": "instruction", "metric": "f1"}, "not for tasks of kind instruction"),
     ],
 )
