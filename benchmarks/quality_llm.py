@@ -94,6 +94,7 @@ QUICK = {
     "evaluation_rows": 8,
     "plateau_rows": 8,
     "choice_rows": 8,
+    "test_rows": 8,
 }
 
 
@@ -144,8 +145,8 @@ def recipe_of(seed: int, quick: bool) -> Recipe:
         "seed": seed,
         "beside": scored,
         "compute": COMPUTE | (QUICK if quick else {}),
-        "measure": {"validate_table": 0 if quick else 8, "table_minutes": 1 if quick else None},
-        "importance": {"rows": 16 if quick else 256},
+        "measure": {"validate_table": 0 if quick else 8, "table_minutes": 0.5 if quick else None},
+        "importance": {"rows": 8, "loss_rows": 2} if quick else {},
     }
     return validate(Recipe, value, where="quality_llm")
 

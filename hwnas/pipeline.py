@@ -42,6 +42,7 @@ from hwnas.subnetwork import Subnetwork, macs
 from hwnas.summary import Compute, Summary
 from hwnas.tasks.embedding import Embedding
 from hwnas.tasks.loading import load_task
+from hwnas.tasks.prompts import asked
 from hwnas.tasks.unlabelled import load_text
 from hwnas.training.baseline import MOVEMENT
 from hwnas.training.compute import FORWARD, step_cost, supernet_cost
@@ -194,6 +195,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
             raise UserError(f"{name}{length}, the model reads at most {most} tokens")
     if recipe.task.is_written:
         check_length(model.config, target)
+        asked(tokenizer, "", chat=recipe.task.chat)
     for width in recipe.space.hidden:
         check_hidden(width, model.config, "space.hidden")
     if recipe.space.hidden and isinstance(task.kind, Embedding):

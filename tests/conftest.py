@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ THREADS = 1
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
+
+# where the tiny models stand, which tests of many folders import
+sys.path.insert(0, str(Path(__file__).parent / "anatomy"))
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -326,6 +326,7 @@ def export(model: PreTrainedModel, runtime: str, folder: Path) -> None:
     import logging
 
     from hwnas.anatomy import find_family
+    from hwnas.export.decoders import export_configs
 
     exported: Any = copy.deepcopy(model)
     # Optimum asks in which package the class was written, and knows none of ours
@@ -334,6 +335,10 @@ def export(model: PreTrainedModel, runtime: str, folder: Path) -> None:
     exported.config._name_or_path = ""  # else a tokenizer is looked for there
     decoder = find_family(model.config).shape(model.config).decoder
     task = find_family(model.config).task + ("-with-past" if decoder else "")
+    own: dict[str, Any] = {}
+    if decoder:
+        exported.config.architectures = [base.__name__]
+        own = export_configs(exported, runtime if runtime == "openvino" else "onnx")
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -341,10 +346,10 @@ def export(model: PreTrainedModel, runtime: str, folder: Path) -> None:
         if runtime == "openvino":
             from optimum.exporters.openvino import export_from_model
 
-            export_from_model(exported, folder, task=task, stateful=decoder)
+            export_from_model(exported, folder, task=task, stateful=decoder, **own)
         else:
             from optimum.exporters.onnx import onnx_export_from_model
 
-            onnx_export_from_model(exported, folder, task=task, do_validation=False)
+            onnx_export_from_model(exported, folder, task=task, do_validation=False, **own)
     finally:
         logger.setLevel(level)

@@ -1,0 +1,213 @@
+"""The whole line on language models: tiny ones of several families, and SmolLM2's weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_models import make_model
+
+from hwnas.cli import main
+from hwnas.export import load_exported, served_folder
+from hwnas.files import read_model
+from hwnas.importance.scores import Importance
+from hwnas.latency.target import Target
+from hwnas.models import load
+from hwnas.summary import Summary
+
+TARGET = "openvino:cpu:threads=1,phase=decode,cache=8"
+SETTINGS: dict[str, Any] = {
+    "task": {
+        "data": "demo:tweets",
+        "kind": "choice",
+        "text": "text",
+        "label": "label",
+        "choices": ["negative", "neutral", "positive"],
+        "template": "Tweet: {text}\nMood:",
+        "max_length": 40,
+    },
+    "target": TARGET,
+    "budgets": ["90%"],
+    "compute": {
+        "batch": 8,
+        "start_steps": 3,
+        "supernet_steps": 3,
+        "evaluations": 4,
+        "evaluation_rows": 8,
+        "plateau_rows": 8,
+        "choice_rows": 16,
+        "first_rung_steps": 2,
+        "winner_steps": 4,
+        "heir_steps": 2,
+        "test_rows": 24,
+    },
+    "training": {"adapters": {"rank": 4, "ranks": [2]}},
+    "importance": {"rows": 16, "loss_rows": 8},
+    "measure": {
+        "validate_table": 0,
+        "table_minutes": 0.05,
+        "pairs": 6,
+        "tolerance": 0.9,
+        "margin": 0.0,
+        "parity_rows": 4,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 99 tokens, single letters; any other is unknown."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \n.,:;!?'-#@/&"]
+    names = ["<unk>", "<end>", *letters]
+    backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    folder = tmp_path_factory.mktemp("words")
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="<end>", model_max_length=40
+    ).save_pretrained(folder)
+    return folder
+
+
+def _recipe(folder: Path, named: Path, /, **changes: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"model": str(named)} | SETTINGS | changes))
+    return path
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["hwnas", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def model(request: Any, words: Path, tmp_path: Path) -> Path:
+    """A tiny random model of a family, with that tokenizer."""
+    make_model(request.param).save_pretrained(tmp_path / "model")
+    for file in words.iterdir():
+        shutil.copy(file, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.slow  # half a minute for each family
+@pytest.mark.parametrize("model", ["llama", "qwen3", "gpt2", "bloom"], indirect=True)
+def test_every_stage_on_a_tiny_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"a text of {i} words"}) + "\n" for i in range(9)))
+    beside = {"words": {"kind": "language", "data": str(texts), "rows": 5}}
+    out = tmp_path / "run"
+    recipe = _recipe(tmp_path, model, beside=beside)
+    assert _run(monkeypatch, "run", recipe, "--out", out) == 0
+    summary = read_model(out / "summary.json", Summary)
+    assert summary.pipeline == "text-generation"
+    assert summary.splits["test"] == 24
+    (chosen,) = summary.chosen
+    (score,) = summary.beside
+    assert (score.rows, score.of, score.metric) == (5, 9, "perplexity")
+    assert min(score.original, score.baseline, score.chosen["90%"]) > 1
+    scores = Importance.load(out / "importance.safetensors")
+    for block in (*scores.head_losses, *scores.ffn_losses):
+        assert (block[1:-1] >= block[2:]).all() and block[-1] == 0
+    dense = load(out / chosen.path / "model")
+    assert not any("adapt" in type(m).__name__.lower() for m in dense.modules())
+    served = load_exported(out / chosen.path / served_folder(Target.parse(TARGET)))
+    assert served.config.hwnas_blocks == [b for b in chosen.genome if b[0]]
+    report = (out / "report.html").read_text()
+    assert "Beside the task" in report and "perplexity" in report
+    card = (out / chosen.path / "openvino" / "README.md").read_text()
+    assert "pipeline_tag: text-generation" in card and "OVModelForCausalLM" in card
+    # the three models go on from a prompt
+    capsys.readouterr()
+    assert _run(monkeypatch, "ask", out, "Tweet: fine", "--tokens", 3, "--json") == 0
+    replies = json.loads(capsys.readouterr().out)["replies"]
+    assert [one["name"] for one in replies] == ["original", "baseline", "90%"]
+    assert all(one["tokens"] <= 3 and one["first_ms"] > 0 for one in replies)
+    # a finished run is only reported again
+    assert _run(monkeypatch, "run", recipe, "--out", out, "--resume") == 0
+
+
+@pytest.mark.slow  # a minute: a run, killed and resumed
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_an_adapter_that_peft_wrote_is_the_start(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(load(model), LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    from hwnas.elastic.adapters import merge_adapter
+
+    plain = load(model)
+    merge_adapter(plain, tmp_path / "adapter")
+    ids = torch.arange(5, 15)[None]
+    with torch.inference_mode():
+        assert torch.allclose(plain(ids).logits, adapted(ids).logits, atol=1e-5)
+    settings = {"adapters": {"rank": 4, "start": str(tmp_path / "adapter")}}
+    recipe = _recipe(tmp_path, model, training=settings)
+    assert _run(monkeypatch, "supernet", recipe, "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "supernet" / "model.safetensors").exists()
+    settings["adapters"]["start"] = str(tmp_path)
+    recipe = _recipe(tmp_path, model, training=settings)
+    assert _run(monkeypatch, "run", recipe, "--out", tmp_path / "other") == 2
+    assert "training.adapters.start: " in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "words_of_error"),
+    [
+        ({"target": "openvino:cpu:threads=1,seq=8"}, "phase=encode, a task of kind choice"),
+        ({"target": "openvino:cpu:phase=decode,cache=64"}, "the model reads at most 40 tokens"),
+        ({"task": SETTINGS["task"] | {"max_length": 64}}, "the model reads at most 40 tokens"),
+        ({"task": SETTINGS["task"] | {"choices": ["good", "bad"]}}, "is none of: good, bad"),
+        ({"task": SETTINGS["task"] | {"choices": None}}, "give task.choices"),
+        ({"task": SETTINGS["task"] | {"label": "answer"}}, "'text' and 'label'"),
+        ({"task": SETTINGS["task"] | {"chat": True}}, "has no chat template"),
+        ({"task": {"data": "demo:tweets"}, "target": "openvino:cpu:seq=8"}, "a language model is"),
+        ({"budgets": ["0.001ms/token"]}, "budget 0.001ms/token cannot be met"),
+        (
+            {"target": "openvino:cpu:phase=prefill,seq=8", "budgets": ["3ms/token"]},
+            "give a target with phase=decode",
+        ),
+        ({"training": {"adapters": {"rank": 0}}}, "training.adapters.rank"),
+        ({"training": {"adapters": {"ranks": [64]}}}, "64 is not from 1 to the adapters' rank"),
+        ({"training": {"adapters": {"start": "nowhere"}}}, "training.adapters.start: nowhere"),
+        ({"space": {"hidden": [24]}}, "the residual width of decoders is not elastic"),
+        ({"importance": {"kind": "movement"}}, "importance.kind: movement: is for encoders"),
+        ({"beside": {"x": {"data": "none.jsonl", "kind": "language"}}}, "beside.x: none.jsonl"),
+        ({"beside": {"x": {"data": "a.jsonl"}}}, "beside.x: kind classification is for encoders"),
+        ({"model": "demo:minilm"}, "an encoder writes no text"),
+        ({"model": "nowhere.gguf"}, "nowhere.gguf: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    model: Path,
+    changes: dict[str, Any],
+    words_of_error: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    recipe = _recipe(tmp_path, model, **changes)
+    out = tmp_path / "run"
+    expected = 3 if "cannot be met" in words_of_error else 2
+    assert _run(monkeypatch, "run", recipe, "--out", out) == expected
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("hwnas: ") and words_of_error in lines[-1]
+    if expected == 2:
+        assert len(lines) == 1 and not out.exists()
