@@ -163,7 +163,7 @@ def check_phase(shape: Shape, target: Target) -> None:
     """Raise `UserError` unless a model of this shape has the target's phase."""
     if shape.family == "bloom" and target.runtime == "onnxruntime":
         raise UserError(
-            f"target {target}: models of family bloom cannot be profiled through onnxruntime, whose "
+            f"target {target}: family bloom cannot be profiled through onnxruntime, whose "
             "graphs hold ALiBi's slopes of all heads; choose openvino"
         )
     static = target.precision == "int8-static"
