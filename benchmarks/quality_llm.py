@@ -15,8 +15,8 @@ baseline per seed, within the same budgets:
 Every rival is trained by adapters with the same distillation, for all the compute that our run
 spent after the baseline, each budget for its part. Answers are scored by likelihood as
 lm-evaluation-harness does: by byte for ARC-easy and OpenBookQA, plainly for BoolQ, on 1,050
-questions of their held-out halves. Beside them stands what was not trained on: ARC-challenge, and
-the perplexity of WikiText.
+questions of their held-out halves. Beside them stands what was not trained on: ARC-challenge, the
+perplexity of WikiText, and word problems of MAWPS, answered in writing.
 
 Runs are kept in `runs/quality_llm/`: an interrupted benchmark goes on inside the run that was cut
 off. Rivals take their baseline and latency table from our run.
@@ -135,6 +135,14 @@ def recipe_of(seed: int, quick: bool) -> Recipe:
         "kind": "language",
         "data": str(DATA / "wikitext2" / "dev.jsonl"),
         "rows": 8 if quick else 200,
+    }
+    scored["mawps"] = {
+        "kind": "instruction",
+        "data": str(DATA / "math" / "mawps_valid.jsonl"),
+        "metric": "exact_match",
+        "template": "{question}",
+        "chat": True,
+        "rows": 2 if quick else 40,
     }
     value = {
         "model": "demo:smollm2",
@@ -321,10 +329,13 @@ def lora(recipe: Recipe, ours: Path, run: Path) -> dict[str, Any]:
 def _scores(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, float]:
     from hwnas.export import load_exported
 
-    model = load_exported(folder, inputs.target.threads, scoring=True)
+    threads = inputs.target.threads
     tokenizer = load_tokenizer(folder)
     data = load_beside(recipe.beside, inputs.task.max_length)
-    found = {one.name: one.score(model, tokenizer) for one in data}
+    models = {
+        writes: load_exported(folder, threads, scoring=not writes) for writes in (False, True)
+    }
+    found = {one.name: one.score(models[one.by_writing], tokenizer) for one in data}
     return found | {"mean": _mean(found)}
 
 

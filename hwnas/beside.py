@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from hwnas.errors import UserError
+from hwnas.tasks.generation import EXACT_MATCH, score_written
+from hwnas.tasks.instruction import Instruction
 from hwnas.tasks.kinds import Kind
 from hwnas.tasks.loading import is_file
 from hwnas.tasks.rows import read_file, read_hub
@@ -81,10 +83,18 @@ class Beside:
         length = spec.max_length or max_length
         return cls(name, kind, metric, kind.split(some, []), len(rows), length)
 
+    @property
+    def by_writing(self) -> bool:
+        """Whether answers are written, for which a model must be able to generate."""
+        return self.metric == EXACT_MATCH
+
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> float:
         """The model's metric, in per cent, or its perplexity."""
         from hwnas.tasks.predict import predict
 
+        if self.by_writing:
+            assert isinstance(self.kind, Instruction)
+            return score_written(self.kind, model, tokenizer, self.split, self.max_length)
         encoded = self.kind.encode(self.split, tokenizer, self.max_length)
         answers = predict(model, encoded, batch_size=16, progress=f"beside: {self.name}")
         if self.metric == PERPLEXITY:

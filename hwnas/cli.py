@@ -441,13 +441,17 @@ def evaluate(
     metric: Metric = None,
     against: Against = None,
     max_length: MaxLength = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Of a language model's task: language (usual), choice, instruction."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score a model's folder (torch, ONNX or OpenVINO) on a file."""
     from hwnas.evaluation import evaluate_folder
 
     quiet(json)
-    result = evaluate_folder(model, data, text, label, metric, max_length, against)
+    result = evaluate_folder(model, data, text, label, metric, max_length, against, kind)
     if json:
         print_json(result)
     else:

@@ -28,7 +28,6 @@ from hwnas.training.baseline import read_history
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
     from hwnas.contest import Winner
 
@@ -284,16 +283,19 @@ def _beside(inputs: Inputs, baseline: Served, chosen: Mapping[str, Served]) -> l
         return []
     data = load_beside(recipe.beside, inputs.task.max_length)
 
-    def scores(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[float]:
-        return [one.score(model, tokenizer) for one in data]
-
     def of_file(one: Served) -> list[float]:
         folder = one.folder / served_folder(one.target)
-        loaded = load_exported(folder, one.target.threads, scoring=True)
-        return scores(loaded, load_tokenizer(one.folder / "model"))
+        tokenizer = load_tokenizer(one.folder / "model")
+        # in its runtime alone a model is scored faster, through Optimum it writes
+        loaded = {
+            writes: load_exported(folder, one.target.threads, scoring=not writes)
+            for writes in {d.by_writing for d in data}
+        }
+        return [d.score(loaded[d.by_writing], tokenizer) for d in data]
 
     model, tokenizer = load_for(recipe.model, inputs.task, seed=recipe.seed)
-    before, after = scores(on_gpu(model), tokenizer), of_file(baseline)
+    before = [d.score(on_gpu(model), tokenizer) for d in data]
+    after = of_file(baseline)
     by_budget = {budget: of_file(one) for budget, one in chosen.items()}
     return [
         BesideScore(

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from hwnas.errors import UserError
-from hwnas.tasks.kinds import Kind, kind_named
+from hwnas.tasks.instruction import Instruction
+from hwnas.tasks.kinds import WRITTEN, Kind, kind_named
 from hwnas.tasks.rows import Columns, Parse, read_file
+from hwnas.tasks.written import WrittenTask
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _MOST = 128  # tokens of a text, where nothing else is said
+_MOST_WRITTEN = 256  # likewise of a language model's
 
 _KINDS = {
     "text-classification": "classification",
@@ -53,11 +56,13 @@ def evaluate_folder(
     metric: str | None = None,
     max_length: int | None = None,
     against: str | None = None,
+    kind: str | None = None,
 ) -> Evaluation:
     """Score `model` on every row of `data`.
 
     Args:
         text, label: the columns; by default the usual ones of the kind of task.
+        kind: of task, for language models; by default plain text.
         metric: by default the usual one.
         max_length: tokens; longer texts are cut. By default 128, or as many as the model reads.
         against: of embeddings, the model whose they should be.
@@ -68,22 +73,33 @@ def evaluate_folder(
     """
     from hwnas.export import load_exported
     from hwnas.models import load_tokenizer
+    from hwnas.tasks.generation import EXACT_MATCH, score_written
     from hwnas.tasks.predict import predict
 
     loaded = load_exported(model, scoring=True)
-    reading = Reading.of(loaded.config, str(model), text, label, metric, max_length, against)
+    reading = Reading.of(loaded.config, str(model), text, label, metric, max_length, against, kind)
     rows = reading.rows(data)
-    encoded = reading.encode(rows, load_tokenizer(model))
+    tokenizer = load_tokenizer(model)
+    encoded = reading.encode(rows, tokenizer)
     answers = predict(loaded, encoded, progress="evaluate")
-    kind = reading.kind
-    metrics = {name: kind.score(name, answers, encoded) for name in reading.metrics}
+    of_task = reading.kind
+    metrics = {
+        name: of_task.score(name, answers, encoded)
+        for name in reading.metrics
+        if name != EXACT_MATCH
+    }
+    if reading.metric == EXACT_MATCH:
+        assert isinstance(of_task, Instruction)
+        split = of_task.split(rows, reading.names)
+        most = reading.longest(tokenizer)
+        metrics[EXACT_MATCH] = score_written(of_task, load_exported(model), tokenizer, split, most)
     return Evaluation(
         model=str(model),
         data=str(data),
         rows=len(rows),
         metric=reading.metric,
         value=metrics[reading.metric],
-        loss=kind.loss(answers, encoded),
+        loss=of_task.loss(answers, encoded),
         metrics=metrics,
     )
 
@@ -109,22 +125,25 @@ class Reading:
         metric: str | None = None,
         max_length: int | None = None,
         against: str | None = None,
+        kind_name: str | None = None,
     ) -> Reading:
         """For a model of this config.
 
         Args:
             where: the model's name, for messages.
-            text, label, metric, max_length, against: see `evaluate_folder`.
+            text, label, metric, max_length, against, kind_name: see `evaluate_folder`.
 
         Raises:
             UserError: an unknown metric, or text columns that the kind of task has not.
         """
-        kind = kind_of(config, where)
+        kind = _named_kind(kind_name, config, where) if kind_name else kind_of(config, where)
         chosen = metric or kind.metrics[0]
         names = _class_names(config, kind)
         _check_metric(chosen, kind, len(names), where)
         columns = Columns(tuple(text or kind.columns[0]), label or kind.columns[1])
         most = max(2, len(kind.columns[0])) if kind.task == "text-classification" else None
+        if isinstance(kind, WrittenTask):
+            most = len(columns.texts) if kind.columns[1] else 1
         if len(columns.texts) > (most or len(kind.columns[0])):
             raise UserError(
                 f"text columns {', '.join(columns.texts)}: "
@@ -145,6 +164,11 @@ class Reading:
         """
         return read_file(data, self.columns, _known_only(self.kind.parse, self.names))
 
+    def longest(self, tokenizer: Any) -> int:
+        """Tokens of a row at most."""
+        usual = _MOST_WRITTEN if isinstance(self.kind, WrittenTask) else _MOST
+        return self.max_length or int(min(usual, tokenizer.model_max_length))
+
     def encode(self, rows: list[Any], tokenizer: Any) -> Dataset:
         """Rows as a model's tokenizer reads them.
 
@@ -152,11 +176,25 @@ class Reading:
             UserError: they are of embeddings, and `against` is not given.
         """
         split = self.kind.split(rows, self.names)
-        most = self.max_length or min(_MOST, tokenizer.model_max_length)
+        most = self.longest(tokenizer)
         encoded = self.kind.encode(split, tokenizer, most)
         if self.kind.task == "feature-extraction":
             return _with_teacher(encoded, self.kind, split, most, self.against)
         return encoded
+
+
+def _named_kind(name: str, config: Any, where: str) -> Kind:
+    """One of a language model's kinds of task.
+
+    Raises:
+        UserError: it is none, or the model is none.
+    """
+    of_model = kind_of(config, where)
+    if name not in WRITTEN or not isinstance(of_model, WrittenTask):
+        known = WRITTEN if isinstance(of_model, WrittenTask) else ()
+        has = f"; it has {', '.join(known)}" if known else "; leave it out"
+        raise UserError(f"--kind {name}: is not for models like {where}{has}")
+    return kind_named(name)
 
 
 def kind_of(config: Any, where: str) -> Kind:

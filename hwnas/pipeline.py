@@ -41,6 +41,7 @@ from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork, macs
 from hwnas.summary import Compute, Summary
 from hwnas.tasks.embedding import Embedding
+from hwnas.tasks.generation import EXACT_MATCH
 from hwnas.tasks.loading import load_task
 from hwnas.tasks.prompts import asked
 from hwnas.tasks.unlabelled import load_text
@@ -176,6 +177,11 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
     require(target)
     require_algorithm(recipe.search.algorithm)
     targets_of(recipe)
+    if recipe.task.usual_metric == EXACT_MATCH:
+        raise UserError(
+            "task.metric: exact_match takes written answers, too many to compare models by; choose "
+            "token_accuracy, and score exact_match under beside"
+        )
     try:
         task = load_task(recipe.task_at_target)
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import random
 from pathlib import Path
@@ -107,3 +108,31 @@ def test_folders_and_files_that_are_not_there(folder: Path, tmp_path: Path) -> N
     data = write(tmp_path / "rows.csv", ["a"], ["neutral"])
     assert "nowhere: no such folder" in refused(tmp_path / "nowhere", data)
     assert "none.csv: no such file" in refused(folder, tmp_path / "none.csv")
+
+
+@pytest.mark.slow  # SmolLM2's weights
+def test_a_language_model_is_scored_on_choices_and_written_answers(tmp_path: Path) -> None:
+    from hwnas.export.convert import export_openvino
+    from hwnas.models import load_model
+
+    model, tokenizer = load_model("demo:smollm2", task="text-generation")
+    export_openvino(model, tokenizer, tmp_path / "smollm2")
+    questions = tmp_path / "questions.jsonl"
+    rows = [
+        ("What do bees make?", ["honey", "a long wooden table"], "A"),
+        ("What is the capital of France?", ["Paris", "Tuesday"], "A"),
+        ("What falls from clouds?", ["bricks", "rain"], "B"),
+    ]
+    names = ("question", "choices", "answer")
+    questions.write_text(
+        "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+    )
+    found = evaluate_folder(tmp_path / "smollm2", questions, kind="choice")
+    assert set(found.metrics) == {"accuracy", "accuracy_norm"}
+    assert found.value == 100
+    sums = tmp_path / "sums.jsonl"
+    sums.write_text(json.dumps({"question": "2 plus 2 is", "answer": "4"}) + "\n")
+    found = evaluate_folder(tmp_path / "smollm2", sums, kind="instruction", metric="exact_match")
+    assert found.value in (0, 100) and 0 <= found.metrics["token_accuracy"] <= 100
+    with pytest.raises(UserError, match="--kind spans: is not for models like"):
+        evaluate_folder(tmp_path / "smollm2", questions, kind="spans")

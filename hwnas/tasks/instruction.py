@@ -32,6 +32,7 @@ class Instruction(WrittenTask):
         chat: the prompt is a chat's first message.
     """
 
+    metrics: tuple[str, ...] = ("token_accuracy", "exact_match")
     columns: tuple[tuple[str, ...], str] = (("question",), "answer")
     template: str = ""
     chat: bool = False

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from tiny_models import DECODERS, make_model
 
 from hwnas.errors import UserError
-from hwnas.models import load_tokenizer
+from hwnas.models import load, load_tokenizer, model_folder
 from hwnas.tasks.choice import Choice
+from hwnas.tasks.generation import exact_match, last_number, score_written
 from hwnas.tasks.instruction import Instruction
 from hwnas.tasks.kinds import WRITTEN, encode_training, kind_named
 from hwnas.tasks.language import Language
@@ -34,8 +35,6 @@ QUESTION = (
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """SmolLM2's."""
-    from hwnas.models import model_folder
-
     return load_tokenizer(model_folder("demo:smollm2"))
 
 
@@ -253,6 +252,50 @@ def test_blank_texts_are_passed_over(tmp_path: Path) -> None:
     path.write_text(json.dumps({"text": " "}) + "\n")
     with pytest.raises(UserError, match="column 'text' holds no text"):
         load_task(TaskSpec(data=str(path), kind="language"))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("48/2 = <<48/2=24>>24, so\n#### 1,072", 1072),
+        ("#### 5 apples, 3 pears", 3),
+        ("She has 12 of 15.", 15),
+        ("it is -3.50", -3.5),
+        ("none at all", None),
+    ],
+)
+def test_the_last_number_is_the_answer(text: str, number: float | None) -> None:
+    assert last_number(text) == number
+
+
+def test_exact_answers_are_counted() -> None:
+    said = ["it is 4", "so 18 hours", "I do not know", "2,000"]
+    assert exact_match(said, ["4.0", "17", "3", "#### 2000"]) == 50
+
+
+@pytest.mark.slow  # SmolLM2 writes
+def test_a_written_answer_is_what_the_model_generates(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(model_folder("demo:smollm2"))
+    kind = Instruction(template="{question}", chat=True)
+    rows = [Row((f"What is {i} plus {i}?", str(2 * i)), "", i) for i in (2, 3)]
+    kept: list[str] = []
+
+    def compared(written: list[str], references: list[str]) -> float:
+        kept.extend(written)
+        return exact_match(written, references)
+
+    monkeypatch.setattr("hwnas.tasks.generation.exact_match", compared)
+    score = score_written(kind, model, tokenizer, kind.split(rows, []), 64, most=24)
+    for row, text in zip(rows, kept, strict=True):
+        asking = [{"role": "user", "content": row.texts[0]}]
+        given = tokenizer.apply_chat_template(
+            asking, add_generation_prompt=True, return_tensors="pt"
+        )
+        found = model.generate(given, max_new_tokens=24, do_sample=False)[0, given.shape[1] :]
+        assert tokenizer.decode(found, skip_special_tokens=True) == text
+    assert score == exact_match(kept, [row.texts[1] for row in rows])
 
 
 @pytest.mark.shared_data
