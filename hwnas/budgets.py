@@ -41,18 +41,17 @@ def check_budgets(
             )
 
 
-def check_sizes(inputs: Inputs, space: SearchSpace) -> None:
-    """Raise `BudgetError` if nothing is as small as the recipe wants it, however it is served."""
+def check_limits(inputs: Inputs, space: SearchSpace) -> None:
+    """Raise `BudgetError` if nothing keeps the recipe's other limits, however it is served."""
     from hwnas.deployments import targets_of
-    from hwnas.sizes import sizes_at
+    from hwnas.limits import limits_at
 
-    most_mb = inputs.recipe.max_size_mb
-    assert most_mb is not None
     refused: list[BudgetError] = []
     targets = [inputs.target, *targets_of(inputs.recipe)]
     for target in targets:
         try:
-            sizes_at(inputs, target).check(space, most_mb)
+            for limit in limits_at(inputs, target):
+                limit.check(space)
         except BudgetError as error:
             refused.append(error)
     if len(refused) == len(targets):

@@ -6,7 +6,6 @@ Heavy libraries load inside the command that needs them, so `hwnas --help` answe
 
 from __future__ import annotations
 
-import math
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -166,14 +165,10 @@ def _print_summary(summary: Summary, folder: Path, json: bool) -> None:
         print_rich(f"report: {folder / 'report.html'}")
     missed = [c for c in summary.chosen if not c.met]
     if missed:
-        slow = ", ".join(c.budget for c in missed if c.size_mb <= (c.max_size_mb or math.inf))
-        large = [c for c in missed if c.size_mb > (c.max_size_mb or math.inf)]
-        said = [f"{slow}: measured above the budget in the end"] if slow else []
-        said += [
-            f"{c.budget}: {c.size_mb:.1f} MB in the end, {c.max_size_mb:g} MB are allowed"
-            for c in large
-        ]
-        raise BudgetError(f"{'; '.join(said)}; see {folder}/report.html")
+        from hwnas.report.text import why_missed
+
+        said = "; ".join(why_missed(c) for c in missed)
+        raise BudgetError(f"{said}; see {folder}/report.html")
 
 
 @app.command()

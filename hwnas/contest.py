@@ -25,13 +25,13 @@ from hwnas.judge import Judge
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
+from hwnas.limits import Limits, limits_at
 from hwnas.models import load
 from hwnas.progress import bar
 from hwnas.search.evolution import Evaluated, evolve_at, finalists
 from hwnas.search.front import EvaluateAll
 from hwnas.search.seeds import seeds
 from hwnas.selection import Allowance, Proposer, Selection, TimedStructure, best_of, select
-from hwnas.sizes import SizeLimit, sizes_at
 from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
@@ -139,25 +139,25 @@ class Contest:
             stoppable=self.stoppable,
             deployment=self.deployment_name,
             allows=self.allows,
-            within_size=self.within_size if self.size_limit else None,
+            within_size=self.within_limits if self.limits else None,
         )
 
     def allows(self, subnetwork: Subnetwork) -> bool:
-        """Whether a subnetwork is small enough to be served."""
-        return self.size_limit is None or self.size_limit.allows(subnetwork)
+        """Whether a subnetwork keeps every limit beside its latency's."""
+        return self.limits is None or self.limits.allows(subnetwork)
 
-    def within_size(
+    def within_limits(
         self, predictor: LatencyPredictor, budget_ms: float, hidden: int = 0
     ) -> LatencyPredictor:
-        """The additive predictor, or one of latency and size together where size is limited.
+        """The additive predictor, or one of latency and what else is limited together.
 
         Raises:
-            BudgetError: nothing is within budget and limit at that residual width.
+            BudgetError: nothing is within budget and limits at that residual width.
         """
-        if self.size_limit is None:
+        if self.limits is None:
             return predictor
         here = predictor.at_hidden(hidden)
-        mixed = self.size_limit.mixed(here, self.space, self.loss, budget_ms, hidden)
+        mixed = self.limits.mixed(here, self.space, self.loss, budget_ms, hidden)
         return replace(predictor, narrower={hidden: mixed}) if hidden else mixed
 
     def allowance(self, budget: str) -> Allowance:
@@ -171,15 +171,13 @@ class Contest:
         )
 
     @cached_property
-    def size_limit(self) -> SizeLimit | None:
-        """How large what is served may be, where the recipe says so."""
-        most_mb = self.inputs.recipe.max_size_mb
-        if most_mb is None:
-            return None
+    def limits(self) -> Limits | None:
+        """What else is limited, where the recipe says so."""
         target = self.deployment.target if self.deployment else self.inputs.target
-        limit = SizeLimit(most_mb, sizes_at(self.inputs, target))
-        limit.sizes.check(self.space, most_mb)
-        return limit
+        found = limits_at(self.inputs, target)
+        for limit in found:
+            limit.check(self.space)
+        return Limits(found) if found else None
 
     @cached_property
     def loss(self) -> BlockLoss:
@@ -288,7 +286,7 @@ def _search(contest: Contest, budget: str) -> Proposer:
             refused: list[BudgetError] = []
             for hidden, share in _residual_widths(contest, predictor, budget_ms):
                 try:
-                    allowed = contest.within_size(additive, budget_ms, hidden)
+                    allowed = contest.within_limits(additive, budget_ms, hidden)
                 except BudgetError as error:
                     refused.append(error)
                     continue
@@ -305,35 +303,34 @@ def _search(contest: Contest, budget: str) -> Proposer:
                 )
             if refused and not evaluated:
                 raise refused[0]
-        return _small_enough(contest, predictor, evaluated, budget_ms)
+        return _within_limits(contest, predictor, evaluated, budget_ms)
 
     return propose
 
 
 def _in_ms(contest: Contest, predictor: LatencyPredictor, candidate: Evaluated) -> Evaluated:
-    """The candidate with its latency, also where the search went by a mixture with its size."""
-    if contest.size_limit is None:
+    """The candidate with its latency, also where the search went by a mixture with others."""
+    if contest.limits is None:
         return candidate
     return replace(candidate, predicted_ms=predictor.predict(candidate.subnetwork))
 
 
-def _small_enough(
+def _within_limits(
     contest: Contest,
     predictor: LatencyPredictor,
     evaluated: Sequence[Evaluated],
     budget_ms: float,
 ) -> list[Evaluated]:
-    """The finalists among those within the limit of size.
+    """The finalists among those within the limits.
 
     Raises:
         BudgetError: there are none.
     """
     found = [_in_ms(contest, predictor, c) for c in evaluated if contest.allows(c.subnetwork)]
     best = finalists(found, budget_ms)
-    if not best and contest.size_limit is not None:
+    if not best and contest.limits is not None:
         raise BudgetError(
-            f"none of {len(evaluated)} structures is within {budget_ms:.3g} ms and "
-            f"{contest.size_limit.most_mb:g} MB"
+            f"none of {len(evaluated)} structures is within {budget_ms:.3g} ms, {contest.limits}"
         )
     return best
 
@@ -364,7 +361,7 @@ def _shrink(contest: Contest) -> Proposer:
     kinds = ("uniform", "uniform-heads", "uniform-ffn")
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
-        allowed = contest.within_size(predictor.near(budget_ms), budget_ms)
+        allowed = contest.within_limits(predictor.near(budget_ms), budget_ms)
         found = seeds(contest.space, contest.loss, allowed, budget_ms)
         found = [seed for seed in found if contest.allows(seed.subnetwork)]
         if strategy == "layers":

@@ -19,10 +19,18 @@ from hwnas.latency.measure import Paired, settled
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.latency.validation import operations
-from hwnas.models import load, load_tokenizer, on_gpu
+from hwnas.models import load, load_config, load_tokenizer, on_gpu
 from hwnas.stages import Inputs, load_for
 from hwnas.subnetwork import Subnetwork
-from hwnas.summary import Baseline, BesideScore, Chosen, Compute, Summary, Unquantized
+from hwnas.summary import (
+    Baseline,
+    BesideScore,
+    Chosen,
+    Compute,
+    KeptLimit,
+    Summary,
+    Unquantized,
+)
 from hwnas.tasks.predict import predict
 from hwnas.training.baseline import read_history
 
@@ -72,6 +80,7 @@ def deliver(
             write_quantized(inputs, folder, targets[budget])
     with directory.stage("verify"):
         timing = {b: _time(inputs, b, folder, targets[b]) for b, folder in folders.items()}
+        limits = {b: _limits(inputs, b, folder, targets[b]) for b, folder in folders.items()}
         parity = {budget: _parity(inputs, folder) for budget, folder in folders.items()}
         _parity(inputs, path / "baseline")
     with directory.stage("test"):
@@ -98,6 +107,7 @@ def deliver(
             served[budget],
             timing[budget],
             parity[budget],
+            limits[budget],
             baseline,
         )
         for budget in winners
@@ -234,6 +244,37 @@ def _time(inputs: Inputs, budget: str, folder: Path, target: Target) -> dict[str
     return inputs.directory.measured(f"chosen {budget}", measure)
 
 
+def _limits(inputs: Inputs, budget: str, folder: Path, target: Target) -> list[KeptLimit]:
+    """The cache that the chosen model needs, and its paired time to the first token."""
+    from hwnas.export import measure_against, served_folder
+    from hwnas.limits import FIRST_TOKEN, cache_limit, first_token_target
+
+    spec = inputs.recipe.limits
+    found = []
+    if spec.cache_mb is not None:
+        limit = cache_limit(inputs, target, spec.cache_mb)
+        shape = find_shape(load_config(str(folder / "model")))
+        value = limit.of(Subnetwork.full(shape))
+        found.append(KeptLimit(name=limit.name, unit=limit.unit, most=limit.most, value=value))
+    if spec.first_token is not None:
+        at = first_token_target(inputs, target)
+        mine, theirs = (
+            place / served_folder(one)
+            for place, one in ((folder, target), (inputs.path / "baseline", inputs.target))
+        )
+
+        def measure() -> dict[str, float]:
+            pairs = inputs.recipe.measure.pairs
+            paired = settled(lambda: measure_against(mine, theirs, at, pairs=pairs))
+            return {"ratio": paired.ratio, "reference_ms": paired.reference_ms}
+
+        measured = inputs.directory.measured(f"first token {budget}", measure)
+        most = Budget.parse(spec.first_token.budget).in_ms(measured["reference_ms"])
+        value = measured["ratio"] * measured["reference_ms"]
+        found.append(KeptLimit(name=FIRST_TOKEN, unit="ms", most=most, value=value))
+    return found
+
+
 def _parity(inputs: Inputs, folder: Path) -> dict[str, float]:
     """The largest difference of logits from torch, for each exported format, on real inputs.
 
@@ -318,16 +359,19 @@ def _chosen(
     served: Served,
     timing: dict[str, Any],
     parity: dict[str, float],
+    limits: list[KeptLimit],
     baseline: Baseline,
 ) -> Chosen:
     budget_ms = Budget.parse(budget).in_ms(baseline.latency_ms)
     measured_ms = timing["ratio"] * baseline.latency_ms
     most_mb = inputs.recipe.max_size_mb
-    quick = measured_ms <= budget_ms * (1 + inputs.recipe.measure.tolerance)
+    tolerance = 1 + inputs.recipe.measure.tolerance
+    quick = measured_ms <= budget_ms * tolerance
+    kept = all(one.value <= one.most * tolerance for one in limits)
     return Chosen(
         budget=budget,
         budget_ms=budget_ms,
-        met=quick and (most_mb is None or served.size_mb <= most_mb),
+        met=quick and kept and (most_mb is None or served.size_mb <= most_mb),
         kind=winner.structure.kind,
         genome=winner.structure.genome,
         metric=served.metric,
@@ -339,6 +383,7 @@ def _chosen(
         precision=served.target.precision,
         size_mb=served.size_mb,
         max_size_mb=most_mb,
+        limits=limits,
         params=served.params,
         flops=served.flops,
         steps=winner.steps,

@@ -18,7 +18,7 @@ from hwnas import stages
 from hwnas.anatomy import find_shape
 from hwnas.anatomy.dense import check_hidden
 from hwnas.beside import load_beside
-from hwnas.budgets import budget_share, budget_shares, check_budgets, check_sizes
+from hwnas.budgets import budget_share, budget_shares, check_budgets, check_limits
 from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
 from hwnas.delivery import deliver
 from hwnas.deployments import TABLES, Deployment, deployments_of, tables_of, targets_of
@@ -135,8 +135,7 @@ def until_network(inputs: Inputs, given: Given) -> Contest:
     with directory.stage("importance"), leader_first():
         scores = stages.importance(inputs)
         space = stages.search_space(inputs, table, scores)
-        if recipe.max_size_mb is not None:
-            check_sizes(inputs, space)
+        check_limits(inputs, space)
     teacher = stages.load_teacher(inputs, scores)
     with directory.stage("teacher"), leader_first():
         judge = Judge(inputs, stages.teacher_answers(inputs, teacher))

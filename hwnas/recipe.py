@@ -21,6 +21,7 @@ from hwnas.errors import UserError
 from hwnas.files import validate, write_text
 from hwnas.importance.spec import ImportanceSpec
 from hwnas.latency.target import Budget, Target
+from hwnas.limits import LimitsSpec
 from hwnas.search.spec import SearchSpec
 from hwnas.space import SpaceSpec
 from hwnas.tasks.spec import TaskSpec
@@ -94,6 +95,7 @@ class Recipe(Settings):
     target: str = "openvino:cpu:threads=1,batch=1,seq=64"
     budgets: tuple[str, ...] = Field(("50%", "33%"), min_length=1)
     max_size_mb: float | None = Field(None, gt=0)  # of the folder that is served, 10^6 bytes
+    limits: LimitsSpec = LimitsSpec()
     strategy: Strategy = "search"
     seed: int = Field(0, ge=0)
     compute: ComputePlan = ComputePlan()
@@ -150,6 +152,10 @@ class Recipe(Settings):
             )
         for text in self.budgets:
             Budget.parse(text).check_phase(target)
+        if self.limits != LimitsSpec() and target.phase != "decode":
+            raise ValueError(
+                "limits: the first token's and the cache's are for targets with phase=decode"
+            )
         if self.beside and not self.task.is_written:
             raise ValueError("beside: is for language models; leave it out")
         if self.task.is_written and self.space.hidden:

@@ -69,6 +69,15 @@ class Baseline(Record):
         return self.unquantized.metric if self.unquantized else self.metric
 
 
+class KeptLimit(Record):
+    """A limit beside latency and size."""
+
+    name: str  # cache, first token
+    unit: str
+    most: float
+    value: float  # measured, or of the cache, counted
+
+
 class Chosen(Record):
     """The subnetwork chosen for one budget."""
 
@@ -86,6 +95,7 @@ class Chosen(Record):
     precision: str
     size_mb: float
     max_size_mb: float | None = None  # that it may have
+    limits: list[KeptLimit] = []
     params: int
     flops: int
     steps: int  # training steps that its weights saw, all stages

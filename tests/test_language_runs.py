@@ -106,12 +106,15 @@ def test_every_stage_on_a_tiny_model(
     texts.write_text("".join(json.dumps({"text": f"a text of {i} words"}) + "\n" for i in range(9)))
     beside = {"words": {"kind": "language", "data": str(texts), "rows": 5}}
     out = tmp_path / "run"
-    recipe = _recipe(tmp_path, model, beside=beside)
+    limits = {"cache_mb": 1, "first_token": {"prompt": 8, "budget": "99%"}}
+    recipe = _recipe(tmp_path, model, beside=beside, limits=limits)
     assert _run(monkeypatch, "run", recipe, "--out", out) == 0
     summary = read_model(out / "summary.json", Summary)
     assert summary.pipeline == "text-generation"
     assert summary.splits["test"] == 24
     (chosen,) = summary.chosen
+    assert [one.name for one in chosen.limits] == ["cache", "first token"]
+    assert 0 < chosen.limits[0].value < 1
     (score,) = summary.beside
     assert (score.rows, score.of, score.metric) == (5, 9, "perplexity")
     assert min(score.original, score.baseline, score.chosen["90%"]) > 1

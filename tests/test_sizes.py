@@ -17,10 +17,11 @@ from hwnas.export import export_model, folder_size_mb, quantize_folder, served_f
 from hwnas.files import read_model
 from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.latency.target import Target
+from hwnas.limits import Limits
 from hwnas.pipeline import Given, prepare
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.search.exact import BlockLoss, solve
-from hwnas.sizes import SizeLimit, Sizes, sizes_at
+from hwnas.sizes import Sizes, sizes_at
 from hwnas.space import BlockOptions, SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Summary
@@ -89,7 +90,8 @@ def test_the_mixture_ends_within_both_limits_and_near_the_best_there() -> None:
     for _ in range(40):
         space, loss, predictor, sizes = _random_problem(rng)
         budget = 0.6 * predictor.predict(space.largest)
-        limit = SizeLimit(float(rng.uniform(0.35, 0.8)) * sizes.of(space.largest), sizes)
+        one = sizes.limit(float(rng.uniform(0.35, 0.8)) * sizes.of(space.largest))
+        limit = Limits((one,))
         alone = solve(space, loss, predictor, budget).subnetwork
         mixed = limit.mixed(predictor, space, loss, budget)
         found = solve(space, loss, mixed, budget).subnetwork
@@ -114,21 +116,24 @@ def test_the_mixture_ends_within_both_limits_and_near_the_best_there() -> None:
 
 def test_a_limit_that_nothing_meets_says_what_could_be_met() -> None:
     space, loss, predictor, sizes = _random_problem(np.random.default_rng(0))
-    smallest = sizes.smallest(space)
+    smallest = sizes.limit(1.0).smallest(space)
     assert smallest.depth == 1
-    sizes.check(space, sizes.of(smallest))
+    sizes.limit(1.001 * sizes.of(smallest)).check(space)
     with pytest.raises(
         BudgetError, match=r"smallest subnetwork is predicted at .* vocabulary\.trim"
     ):
-        sizes.check(space, 0.9 * sizes.of(smallest))
+        sizes.limit(0.9 * sizes.of(smallest)).check(space)
     with pytest.raises(BudgetError):
-        SizeLimit(0.9 * sizes.of(smallest), sizes).mixed(predictor, space, loss, 100.0)
+        Limits((sizes.limit(0.9 * sizes.of(smallest)),)).mixed(predictor, space, loss, 100.0)
 
 
 def test_a_narrower_residual_stream_is_smaller_throughout() -> None:
     sizes = Sizes(10.0, 0.2, 0.01, narrower={64: Sizes(5.0, 0.1, 0.005)})
     wide = Subnetwork.of([[2, 32], [4, 64]])
     assert sizes.of(wide.narrowed(64)) == pytest.approx(0.5 * sizes.of(wide))
+    limit = sizes.limit(1.0)
+    for one in (wide, wide.narrowed(64)):
+        assert limit.of(one) == pytest.approx(sizes.of(one))
 
 
 @pytest.mark.slow  # half a minute: a tiny model through the whole line, and once through a search
@@ -166,6 +171,6 @@ def test_an_impossible_size_is_said_before_the_super_network_is_trained(
 ) -> None:
     out = tmp_path / "out"
     command = ["run", str(tiny_recipe), "--reuse", str(tiny_trained), "--out", str(out)]
-    with pytest.raises(BudgetError, match="max_size_mb: 1 cannot be met"):
+    with pytest.raises(BudgetError, match="size 1 MB: cannot be met"):
         app([*command, "--max-size", "1"], standalone_mode=False)
     assert not (out / "supernet").exists()

@@ -74,6 +74,11 @@ def render(summary: Summary) -> RenderableType:
         )
         for c in summary.chosen
     ]
+    details += [
+        Text(f"{c.budget}: {one.name} {one.value:.3g} {one.unit}, {one.most:.3g} allowed")
+        for c in summary.chosen
+        for one in c.limits
+    ]
     beside = [Text(f"beside: {text.beside(one)}") for one in summary.beside]
     return Group(table, *details, *beside, Text(text.headline(summary), style="bold"))
 

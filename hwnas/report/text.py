@@ -134,6 +134,9 @@ def headline(summary: Summary) -> str:
         sentence = "; ".join(parts) + "."
         sentences.append(sentence[0].upper() + sentence[1:])
     for c in missed:
+        if c.measured_ms <= c.budget_ms:
+            sentences.append(f"{why_missed(c)}.")
+            continue
         sentences.append(
             f"Budget {c.budget} was NOT met: {milliseconds(c.measured_ms)} measured, "
             f"{milliseconds(c.budget_ms)} allowed."
@@ -221,6 +224,21 @@ def machine(table: LatencyTable) -> list[tuple[str, str]]:
 def compute_total(compute: Compute) -> float:
     """Full-model steps of the smaller models: super-network, search and finalists."""
     return compute.supernet + compute.search + compute.finalists
+
+
+def why_missed(chosen: Chosen) -> str:
+    """What a chosen model exceeds in the end: `50%: 41.2 MB in the end, 40 MB are allowed`."""
+    over = []
+    if chosen.max_size_mb is not None and chosen.size_mb > chosen.max_size_mb:
+        over.append(f"{chosen.size_mb:.1f} MB in the end, {chosen.max_size_mb:g} MB are allowed")
+    over += [
+        f"{one.name} {one.value:.3g} {one.unit} in the end, {one.most:.3g} are allowed"
+        for one in chosen.limits
+        if one.value > one.most
+    ]
+    if chosen.measured_ms > chosen.budget_ms or not over:
+        over.append("measured above the budget in the end")
+    return f"{chosen.budget}: {', '.join(over)}"
 
 
 def beside(score: BesideScore) -> str:
