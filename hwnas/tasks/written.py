@@ -173,6 +173,7 @@ def answers_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         output = model(**given, position_ids=positions)
         last, head = torch.as_tensor(output.logits)[rows, before], torch.nn.Identity()
     tokens = ids[rows, at]
+    rows, at = rows.cpu(), at.cpu()  # where the answers are
     for start in range(0, len(rows), _TOGETHER):
         part = slice(start, start + _TOGETHER)
         found = likelihoods(head(last[part]), tokens[part])

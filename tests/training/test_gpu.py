@@ -148,3 +148,41 @@ def test_a_killed_movement_goes_on_where_it_was(model, tiny_config, tokenizer, e
     whole, again = (load_file(tmp_path / f"{n}.safetensors") for n in ("whole", "killed"))
     for name, sums in whole.items():
         torch.testing.assert_close(again[name], sums, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adapters_of_a_language_model_are_trained_and_merged_there(precision, tmp_path):
+    """Written for a GPU, and not run on one yet."""
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+    from tiny_models import make_model
+
+    from hwnas.elastic.spec import AdapterSpec
+    from hwnas.tasks.language import Language
+
+    ids = [[(5 + start + 3 * i) % 90 for i in range(8)] for start in range(64)]
+    rows = Dataset.from_dict(
+        {"input_ids": ids, "attention_mask": [[1] * 8] * 64, "labels": ids, "length": [8] * 64}
+    )
+    network = SuperNetwork(on_gpu(make_model("llama")))
+    before = Language().loss(predict(network.model, rows), rows)
+    train(
+        network,
+        SimpleNamespace(pad_token_id=0),
+        rows,
+        Optimization(
+            steps=30,
+            learning_rate=1e-2,
+            batch=8,
+            precision=precision,
+            distill_weight=0.5,
+            adapters=AdapterSpec(rank=4, dropout=0.0),
+        ),
+        tmp_path / "work",
+        kind=Language(),
+        own_teacher=True,
+        sandwich=Sandwich(SearchSpace.whole(network.shape, ffn_step=16), seed=0),
+    )
+    assert next(network.model.parameters()).is_cuda
+    assert Language().loss(predict(network.model, rows), rows) < before
