@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # label of a token that does not count
 BEGINNING = -1  # branch of what all continuations share
 _PADDING = -2  # branch of padding
+_FLOAT_BYTES = 4
 _TOGETHER = 512  # tokens whose logits are made at a time, where they are only looked at
 
 
@@ -229,6 +230,11 @@ def padded(rows: Sequence[Mapping[str, Sequence[int]]], pad: int) -> dict[str, t
     }
 
 
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    """Half-precision logits in float32, for their sums over a vocabulary."""
+    return logits.float() if logits.element_size() < _FLOAT_BYTES else logits
+
+
 @dataclass(frozen=True)
 class WrittenTask:
     """The part that kinds of written tasks share of a `Kind`: losses and the score by token."""
@@ -252,12 +258,12 @@ class WrittenTask:
         logits = outputs.logits
         if logits.dim() > 2:  # of all places, as transformers' models say them
             logits = logits[rows, before]
-        return F.cross_entropy(logits.float(), inputs["labels"][rows, at])
+        return F.cross_entropy(_wide(logits), inputs["labels"][rows, at])
 
     def soft_loss(
         self, outputs: Any, teacher: Any, inputs: Mapping[str, torch.Tensor], temperature: float
     ) -> torch.Tensor:
-        return softened(outputs.logits.float(), teacher.logits.float(), temperature)
+        return softened(_wide(outputs.logits), _wide(teacher.logits), temperature)
 
     def probe(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.hard_loss(outputs, inputs)

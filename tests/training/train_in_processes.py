@@ -1,19 +1,30 @@
 """What `torchrun` runs in `test_processes`: one short training, whose weights the first one saves.
 
-torchrun --nproc_per_node 2 train_in_processes.py OUT dense|supernet ACCUMULATE
+torchrun --nproc_per_node 2 train_in_processes.py OUT KIND ACCUMULATE
+
+KIND: dense, supernet, adapters or adapters-supernet.
 """
 
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from hwnas.elastic.spec import AdapterSpec
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.space import SearchSpace
+from hwnas.tasks.language import Language
 from hwnas.training.sampling import Sandwich
 from hwnas.training.trainer import Optimization, train
 
@@ -42,11 +53,27 @@ def main() -> None:
     torch.manual_seed(0)
     # Adam divides gradients by their size: rounding would make steps of what should be none
     torch.set_default_dtype(torch.float64)
+    if kind.startswith("adapters"):
+        model = _train_adapters(out, accumulate, elastic=kind == "adapters-supernet")
+    else:
+        model = _train_encoder(config, tokenizer, out, accumulate, elastic=kind == "supernet")
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+        save_file(weights, out / "w.safetensors")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _ids() -> list[list[int]]:
+    """All of one length: in a batch of unequal ones each process would pad to its own longest."""
+    rng = random.Random(0)
+    return [[rng.randrange(2, 64) for _ in range(9)] for _ in range(160)]
+
+
+def _train_encoder(config, tokenizer, out: Path, accumulate: int, *, elastic: bool):
     model = BertForSequenceClassification(config)
     teacher = BertForSequenceClassification(config).eval()
-    rng = random.Random(0)
-    # all of one length: in a batch of unequal ones each process would pad to its own longest
-    ids = [[rng.randrange(2, 64) for _ in range(9)] for _ in range(160)]
+    ids = _ids()
     examples = Dataset.from_dict(
         {
             "input_ids": ids,
@@ -63,15 +90,49 @@ def main() -> None:
         relations_weight=0.5,
         checkpoint_every=100,
     )
-    network = SuperNetwork(model) if kind == "supernet" else model
+    network = SuperNetwork(model) if elastic else model
     space = SearchSpace.whole(SuperNetwork(BertForSequenceClassification(config)).shape)
-    sandwich = Sandwich(space, seed=0) if kind == "supernet" else None
+    sandwich = Sandwich(space, seed=0) if elastic else None
     train(network, tokenizer, examples, settings, out / "work", teacher=teacher, sandwich=sandwich)
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-        save_file(weights, out / "w.safetensors")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    return model
+
+
+def _train_adapters(out: Path, accumulate: int, *, elastic: bool):
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=8,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
+    model = LlamaForCausalLM(config)
+    ids = _ids()
+    examples = Dataset.from_dict(
+        {"input_ids": ids, "attention_mask": [[1] * 9] * 160, "labels": ids, "length": [9] * 160}
+    )
+    settings = Optimization(
+        steps=8,
+        learning_rate=1e-3,
+        batch=16,
+        accumulate=accumulate,
+        checkpoint_every=100,
+        adapters=AdapterSpec(rank=3, dropout=0.0),
+    )
+    network = SuperNetwork(model) if elastic else None
+    train(
+        network or model,
+        SimpleNamespace(pad_token_id=0),
+        examples,
+        settings,
+        out / "work",
+        kind=Language(),
+        own_teacher=elastic,
+        sandwich=Sandwich(SearchSpace.whole(network.shape), seed=0) if network else None,
+    )
+    return model
 
 
 if __name__ == "__main__":
