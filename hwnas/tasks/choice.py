@@ -28,7 +28,7 @@ from hwnas.tasks.classification import cross_entropy, divergence
 from hwnas.tasks.encoding import check_length, in_chunks
 from hwnas.tasks.prompts import asked, default_template, fill
 from hwnas.tasks.rows import Columns, Row, text_of
-from hwnas.tasks.written import BEGINNING, IGNORED, WrittenTask, cut, joined_ids
+from hwnas.tasks.written import BEGINNING, IGNORED, Joined, WrittenTask, cut, joined_ids
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -117,15 +117,22 @@ class Choice(WrittenTask):
         check_length(tokenizer, most)
 
         def encode(start: int, end: int) -> Dataset:
-            rows: list[dict[str, Any]] = []
             part = split[start:end]
-            for prompt, offered, right in zip(
-                part["text"], part["choices"], part["label"], strict=True
-            ):
-                wanted = offered if every else [offered[right]]
-                row = self._row(tokenizer, prompt, wanted, most, ends=self.chat and not every)
+            given = [asked(tokenizer, prompt, chat=self.chat) for prompt in part["text"]]
+            offered = [
+                choices if every else [choices[right]]
+                for choices, right in zip(part["choices"], part["label"], strict=True)
+            ]
+            begun = [text for text, some in zip(given, offered, strict=True) for _ in some]
+            read = iter(joined_ids(tokenizer, begun, self._continued(given, offered)))
+            rows: list[dict[str, Any]] = []
+            for some, right in zip(offered, part["label"], strict=True):
+                ends = self.chat and not every
+                row = _row(
+                    [next(read) for _ in some], most, tokenizer.eos_token_id if ends else None
+                )
                 if every:
-                    row |= {"answer": right, "bytes": [len(one.encode()) for one in offered]}
+                    row |= {"answer": right, "bytes": [len(one.encode()) for one in some]}
                 else:
                     del row["branch"]
                 rows.append(row)
@@ -133,42 +140,13 @@ class Choice(WrittenTask):
 
         return in_chunks(len(split), _CHUNK, encode)
 
-    def _row(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt: str,
-        offered: Sequence[str],
-        most: int,
-        *,
-        ends: bool,
-    ) -> dict[str, Any]:
-        """A prompt with continuations, as token ids, labels and branches.
-
-        Args:
-            ends: whether the end of the text is to be said after a continuation.
-        """
-        given = asked(tokenizer, prompt, chat=self.chat)
-        space = "" if self.chat or given[-1:].isspace() else " "
-        end = [tokenizer.eos_token_id] if ends and tokenizer.eos_token_id is not None else []
-        beginning: list[int] = []
-        continued = []
-        for one in offered:
-            # how the beginning is read does not depend on what follows but for its last letters
-            beginning, ids = joined_ids(tokenizer, given, space + one)
-            continued.append([*ids, *end][: most - 1])
-        kept = cut(beginning, most - max(map(len, continued)))
-        ids, labels, branch = [*kept], [IGNORED] * len(kept), [BEGINNING] * len(kept)
-        for number, own in enumerate(continued):
-            ids += own
-            labels += own
-            branch += [number] * len(own)
-        return {
-            "input_ids": ids,
-            "attention_mask": [1] * len(ids),
-            "labels": labels,
-            "branch": branch,
-            "length": len(ids),
-        }
+    def _continued(self, given: Sequence[str], offered: Sequence[Sequence[str]]) -> list[str]:
+        """Every choice as it follows its prompt."""
+        found = []
+        for text, choices in zip(given, offered, strict=True):
+            space = "" if self.chat or text[-1:].isspace() else " "
+            found += [space + one for one in choices]
+        return found
 
     def loss(self, answers: Floats, encoded: Dataset) -> float:
         """Cross-entropy of the right choice among those of its question, nats."""
@@ -201,6 +179,30 @@ class Choice(WrittenTask):
         places = question[of_choice], branch[of_choice]
         np.add.at(scores, places, answers[of_choice, 0].astype(np.float64))
         return scores
+
+
+def _row(read: Sequence[Joined], most: int, end: int | None) -> dict[str, Any]:
+    """A prompt with continuations, as token ids, labels and branches.
+
+    Args:
+        end: the token that is to be said after a continuation; None: nothing.
+    """
+    ending = [] if end is None else [end]
+    continued = [[*one.continuation, *ending][: most - 1] for one in read]
+    # how the beginning is read does not depend on what follows but for its last letters
+    kept = cut(read[-1].beginning, most - max(map(len, continued)))
+    ids, labels, branch = [*kept], [IGNORED] * len(kept), [BEGINNING] * len(kept)
+    for number, own in enumerate(continued):
+        ids += own
+        labels += own
+        branch += [number] * len(own)
+    return {
+        "input_ids": ids,
+        "attention_mask": [1] * len(ids),
+        "labels": labels,
+        "branch": branch,
+        "length": len(ids),
+    }
 
 
 def _offered(value: Any, column: str, where: str) -> tuple[list[str], list[str]]:

@@ -63,18 +63,18 @@ class Instruction(WrittenTask):
         end = tokenizer.eos_token_id
 
         def encode(start: int, stop: int) -> Dataset:
+            given = [asked(tokenizer, prompt, chat=self.chat) for prompt in prompts[start:stop]]
+            said = [space + response for response in responses[start:stop]]
             rows = []
-            for prompt, response in zip(prompts[start:stop], responses[start:stop], strict=True):
-                given = asked(tokenizer, prompt, chat=self.chat)
-                beginning, said = joined_ids(tokenizer, given, space + response)
-                said = [*said, *([] if end is None else [end])][: max_length - 1]
-                kept = cut(beginning, max_length - len(said))
-                ids = kept + said
+            for beginning, continuation in joined_ids(tokenizer, given, said):
+                learned = [*continuation, *([] if end is None else [end])][: max_length - 1]
+                kept = cut(beginning, max_length - len(learned))
+                ids = kept + learned
                 rows.append(
                     {
                         "input_ids": ids,
                         "attention_mask": [1] * len(ids),
-                        "labels": [IGNORED] * len(kept) + said,
+                        "labels": [IGNORED] * len(kept) + learned,
                         "length": len(ids),
                     }
                 )

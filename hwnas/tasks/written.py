@@ -284,16 +284,32 @@ class WrittenTask:
         return 100 * float(answers[counted(encoded), 1].mean())
 
 
+class Joined(NamedTuple):
+    """Token ids of a beginning, and of what follows it, as the two are read together."""
+
+    beginning: list[int]
+    continuation: list[int]
+
+
 def joined_ids(
-    tokenizer: PreTrainedTokenizerBase, beginning: str, continuation: str
-) -> tuple[list[int], list[int]]:
-    """Token ids of a beginning and of what follows it, as the two are read together.
+    tokenizer: PreTrainedTokenizerBase, beginnings: Sequence[str], continuations: Sequence[str]
+) -> list[Joined]:
+    """Token ids of beginnings with their continuations.
 
     No special tokens are added (the protocol of lm-evaluation-harness for language models).
     """
-    ids = tokenizer(beginning, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(beginning + continuation, add_special_tokens=False)["input_ids"]
-    return whole[: len(ids)], whole[len(ids) :]
+    if not beginnings:
+        return []
+    different = list(dict.fromkeys(beginnings))
+    read = tokenizer(different, add_special_tokens=False)["input_ids"]
+    lengths = dict(zip(different, map(len, read), strict=True))
+    texts = [a + b for a, b in zip(beginnings, continuations, strict=True)]
+    return [
+        Joined(ids[: lengths[text]], ids[lengths[text] :])
+        for text, ids in zip(
+            beginnings, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True
+        )
+    ]
 
 
 def cut(beginning: list[int], most: int) -> list[int]:
