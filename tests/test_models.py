@@ -269,3 +269,26 @@ def test_a_folder_may_be_named_like_a_hub_s_model(
     monkeypatch.chdir(tmp_path)
     assert model_folder("org/name") == Path("org/name")
     assert "no such folder" in refused(lambda: model_folder("org/other"))
+
+
+@pytest.mark.slow  # a GGUF file is unpacked: half a minute
+def test_a_gguf_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    begin = time.perf_counter()
+    first, tokenizer = load_model("demo:smollm2", task="text-generation")
+    unpacked = time.perf_counter() - begin
+    (kept,) = (tmp_path / "hwnas").iterdir()
+    assert {"config.json", "model.safetensors"} <= {file.name for file in kept.iterdir()}
+    begin = time.perf_counter()
+    second, _ = load_model("demo:smollm2", task="text-generation")
+    assert time.perf_counter() - begin < 0.7 * unpacked
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    assert tokenizer.eos_token_id == first.config.eos_token_id
+    # where nothing can be kept, it is unpacked each time
+    kept.rename(tmp_path / "gone")
+    (tmp_path / "hwnas").rmdir()
+    (tmp_path / "hwnas").write_text("no folder")
+    load_model("demo:smollm2", task="text-generation")
