@@ -132,6 +132,21 @@ def deliver(
     return summary
 
 
+def exceeded(inputs: Inputs, budget: str, winner: Winner) -> float:
+    """A winner's final files, exported and timed: their latency over what the budget allows."""
+    own, target = inputs.target, Target.parse(winner.structure.deployment or inputs.recipe.target)
+    folder = inputs.path / "chosen" / Budget.parse(budget).folder
+    with inputs.directory.stage("export"):
+        write_exact(inputs, inputs.path / "baseline" / "model", inputs.path / "baseline")
+        write_quantized(inputs, inputs.path / "baseline", own)
+        write_exact(inputs, winner.weights, folder, trim=inputs.recipe.vocabulary.trim)
+        write_quantized(inputs, folder, target)
+    with inputs.directory.stage("verify"):
+        timing = _time(inputs, budget, folder, target)
+    reference_ms = float(timing["reference_ms"])
+    return float(timing["ratio"]) * reference_ms / Budget.parse(budget).in_ms(reference_ms)
+
+
 def _write(path: Path, summary: Summary) -> None:
     from hwnas.export import FORMATS, served_folder
     from hwnas.export.serving import write_serve

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hwnas import stages
@@ -24,7 +25,7 @@ from hwnas.delivery import deliver
 from hwnas.deployments import TABLES, Deployment, deployments_of, tables_of, targets_of
 from hwnas.elastic.adapters import merge_adapter
 from hwnas.elastic.supernet import SuperNetwork
-from hwnas.errors import UserError
+from hwnas.errors import BudgetError, UserError
 from hwnas.files import read_model, replacing
 from hwnas.judge import Judge
 from hwnas.latency.profiling import check_phase
@@ -36,6 +37,7 @@ from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
 from hwnas.search.rivals import require_algorithm
+from hwnas.second_search import bring_back, read_corrections, set_aside
 from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork, macs
@@ -90,14 +92,22 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     given = given or Given()
     with leader_first():
         inputs = prepare(recipe, out, resume=resume, given=given)
-    contest = until_network(inputs, given)
-    compute = _rival_compute(inputs, given) if recipe.strategy != "search" else {}
-    winners = find_winners(contest, compute)
-    inputs.directory.rewrite(
-        "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
-    )
-    table, compute_spent = contest.table, spent(contest, winners)
-    del contest  # several times the model in memory, which delivering needs as well
+    while True:
+        contest = until_network(inputs, given)
+        compute = _rival_compute(inputs, given) if recipe.strategy != "search" else {}
+        try:
+            winners = find_winners(contest, compute)
+        except BudgetError:
+            if not bring_back(inputs):
+                raise
+            winners = find_winners(contest, compute)
+        inputs.directory.rewrite(
+            "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
+        )
+        table, compute_spent = contest.table, spent(contest, winners)
+        del contest  # several times the model in memory, which delivering needs as well
+        if not set_aside(inputs, winners, partial(finalists_cost, inputs)):
+            break
     with leader_first():
         return deliver(inputs, table, winners, compute_spent)
 
@@ -349,23 +359,26 @@ def spent(contest: Contest, winners: dict[str, Winner]) -> Compute:
         baseline=stages.baseline(inputs).steps,
         supernet=round(supernet, 1),
         search=round(
-            sum(step_cost_of(line["genome"], contest) * forward for line in evaluated.values()), 1
+            sum(step_cost_of(line["genome"], inputs) * forward for line in evaluated.values()), 1
         ),
         finalists=round(
-            sum(
-                (step_cost_of(f.genome, contest) + FORWARD)
-                * (f.steps - _before(f.rung, w, f.genome))
-                for w in winners.values()
-                for f in w.standing
-            ),
+            sum(finalists_cost(inputs, winner) for winner in winners.values())
+            + sum(c.finalists for c in read_corrections(inputs.path).budgets.values()),
             1,
         ),
     )
 
 
-def step_cost_of(genome: list[list[int]], contest: Contest) -> float:
+def finalists_cost(inputs: Inputs, winner: Winner) -> float:
+    """Full-model steps of training a budget's finalists."""
+    return sum(
+        (step_cost_of(f.genome, inputs) + FORWARD) * (f.steps - _before(f.rung, winner, f.genome))
+        for f in winner.standing
+    )
+
+
+def step_cost_of(genome: list[list[int]], inputs: Inputs) -> float:
     """One training step of a genome in full-model steps."""
-    inputs = contest.inputs
     return step_cost(Subnetwork.of(genome), inputs.shape, inputs.mean_length)
 
 

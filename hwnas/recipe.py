@@ -84,6 +84,7 @@ class MeasureSpec(Settings):
     # that a structure meets the budget before it is timed; by default as likely as not
     confidence: float | None = Field(None, ge=0.5, lt=1)
     rounds: int = Field(3, ge=1)  # searches, each correcting the table by what was measured
+    search_again: bool = True  # once, where the final file misses its budget; see `second_search`
     parity_rows: int = Field(100, ge=1)  # real inputs that the exported files are compared on
 
 

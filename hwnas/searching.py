@@ -23,11 +23,11 @@ from hwnas.budgets import check_budgets
 from hwnas.contest import Contest, Winner, choose_structures
 from hwnas.delivery import deliver
 from hwnas.deployments import Deployment, deployments_of, tables_of, targets_of
-from hwnas.errors import UserError
+from hwnas.errors import BudgetError, UserError
 from hwnas.files import replacing
 from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
-from hwnas.latency.target import Budget, Target
+from hwnas.latency.target import PHASES, Budget, Target
 from hwnas.models import load
 from hwnas.pipeline import spent
 from hwnas.progress import warn
@@ -35,6 +35,7 @@ from hwnas.recipe import Recipe, load_recipe, override
 from hwnas.rundir import RunDirectory
 from hwnas.search.rivals import require_algorithm
 from hwnas.search.workers import Cluster, Evaluate, Processes, Workers
+from hwnas.second_search import bring_back, set_aside
 from hwnas.selection import Selection, TimedStructure
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
@@ -101,7 +102,7 @@ def search_trained(
     for width in trained.space.hidden:
         table.at_hidden(width)
     target = Target.parse(table.target)
-    target.check_exportable()
+    target.check_exportable(PHASES)
     require(target)
     longest = trained.inputs.tokenizer.model_max_length
     if target.seq > longest:
@@ -136,10 +137,28 @@ def search_trained(
             stoppable=True,
             deployments=deployments,
         )
-        with inputs.directory.stage("search"):
-            selections = {b: choose_structures(contest, b) for b in recipe.budgets}
-    winners = {budget: _cut_out(contest, budget, s) for budget, s in selections.items()}
+        while True:
+            winners = _winners(contest)
+            if not set_aside(inputs, winners, lambda _: 0.0):
+                break
     return deliver(inputs, table, winners, spent(contest, winners))
+
+
+def _winners(contest: Contest) -> dict[str, Winner]:
+    """The structure of every budget, with the super-network's weights."""
+    inputs = contest.inputs
+
+    def chosen() -> dict[str, Selection]:
+        with inputs.directory.stage("search"):
+            return {b: choose_structures(contest, b) for b in inputs.recipe.budgets}
+
+    try:
+        selections = chosen()
+    except BudgetError:
+        if not bring_back(inputs):
+            raise
+        selections = chosen()
+    return {budget: _cut_out(contest, budget, s) for budget, s in selections.items()}
 
 
 def _recipe(run: Path, wanted: Wanted) -> tuple[Recipe, LatencyTable]:
