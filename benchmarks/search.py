@@ -273,11 +273,12 @@ def _of_space(rows: list[dict[str, Any]], space: str) -> dict[str, Any]:
     def mean_at(name: str, n: int) -> float:
         return statistics.mean(every_at(name, n))
 
-    if not fronts:
+    names = [name for name in SEARCHERS if any(r["searcher"] == name for r in fronts)]
+    if not {"guided", "nsga2"} <= set(names):
         return {}
     plain = mean_at("nsga2", RIVALS_MOST)
     enough = [n for n in AT if n <= MOST["guided"] and mean_at("guided", n) >= plain]
-    most = {name: MOST.get(name, RIVALS_MOST) for name in SEARCHERS}
+    most = {name: MOST.get(name, RIVALS_MOST) for name in names}
     return {
         "evals_to_match_nsga2_500": min(enough, default=None),
         f"hypervolume_of_ours_at_{OURS_AT}": round(mean_at("guided", OURS_AT), 4),

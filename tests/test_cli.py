@@ -121,7 +121,7 @@ def test_recipes_that_the_model_or_the_data_contradicts(
             ["profile", "demo:smollm2", "--out", "t.json", "--target", "openvino:cpu:seq=8"],
             ["phase=prefill or decode"],
         ),
-        (["run", "--model", "demo:smollm2"], ["demo:smollm2", "not yet shrunk"]),
+        (["run", "--model", "demo:smollm2"], ["demo:smollm2", "tasks of kind choice, instruction"]),
         (["run", "--confidence", "1.5"], ["measure.confidence"]),
         (["tables", "show", "missing.json"], ["missing.json"]),
         (["tables", "compare", "missing.json", "other.json"], ["missing.json"]),

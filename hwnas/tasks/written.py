@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -236,7 +237,7 @@ def _wide(logits: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class WrittenTask:
+class WrittenTask(ABC):
     """The part that kinds of written tasks share of a `Kind`: losses and the score by token."""
 
     task: str = "text-generation"
@@ -244,11 +245,11 @@ class WrittenTask:
     columns: tuple[tuple[str, ...], str] = (("text",), "")
     logits: bool = False
 
+    @abstractmethod
     def encode_training(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
         """The split as it is learned from: rows that do not branch, with labels."""
-        raise NotImplementedError
 
     def hard_loss(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean negative log-likelihood of the tokens that count, nats."""
