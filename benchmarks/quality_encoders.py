@@ -29,14 +29,12 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quality_rivals import choose, fresh, int8, one_shot
+from quality_rivals import choose, finished, fresh, int8, one_shot
 from record import ROOT, Results, options
 
 from hwnas.files import read_model, validate
@@ -161,20 +159,7 @@ def row(name: str, seed: int, way: str, quick: bool, budgets: tuple[str, ...]) -
         inputs = prepare(recipe, run, resume=True, given=Given(reuse=ours))
         choose(inputs, (one_shot if way == "one-shot" else fresh)(inputs))
         inputs.directory.close()
-    return _figures(_finished(recipe, run, None if way == "ours" else ours))
-
-
-def _finished(recipe: Recipe, run: Path, ours: Path | None) -> Summary:
-    """The summary of a run, which is made or finished first."""
-    path = run.with_suffix(".yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recipe.save(path)
-    command = [sys.executable, "-m", "hwnas", "run", str(path), "--out", str(run), "--resume"]
-    command += ["--reuse", str(ours)] if ours else []
-    ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
-    if ended not in (0, 3):  # a missed budget is a result: the row says so
-        raise SystemExit(ended)
-    return read_model(run / "summary.json", Summary)
+    return _figures(finished(recipe, run, None if way == "ours" else ours))
 
 
 def _figures(summary: Summary) -> dict[str, Any]:

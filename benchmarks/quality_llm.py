@@ -29,15 +29,13 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from quality_rivals import Kind, choose
+from quality_rivals import Kind, choose, finished
 from record import ROOT, Results, options
 
 from hwnas import stages
@@ -245,20 +243,7 @@ def row(seed: int, way: str, quick: bool) -> dict[str, Any]:
         inputs = prepare(recipe, run, resume=True, given=Given(reuse=ours))
         choose(inputs, (shortgpt if way == "shortgpt" else one_shot)(inputs))
         inputs.directory.close()
-    return _figures(_finished(recipe, run, None if way == "ours" else ours))
-
-
-def _finished(recipe: Recipe, run: Path, ours: Path | None) -> Summary:
-    """The summary of a run, which is made or finished first."""
-    path = run.with_suffix(".yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recipe.save(path)
-    command = [sys.executable, "-m", "hwnas", "run", str(path), "--out", str(run), "--resume"]
-    command += ["--reuse", str(ours)] if ours else []
-    ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
-    if ended not in (0, 3):  # a missed budget is a result: the row says so
-        raise SystemExit(ended)
-    return read_model(run / "summary.json", Summary)
+    return _figures(finished(recipe, run, None if way == "ours" else ours))
 
 
 def _mean(scores: dict[str, float]) -> float:

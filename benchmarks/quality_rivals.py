@@ -13,6 +13,8 @@ which heads and neurons it keeps.
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +26,19 @@ from torch import nn
 from hwnas import stages
 from hwnas.clock import StructureClock
 from hwnas.errors import BudgetError
-from hwnas.files import write_json
+from hwnas.files import read_model, write_json
 from hwnas.importance.scores import Importance
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.models import load, load_tokenizer
+from hwnas.recipe import Recipe
 from hwnas.search.evolution import Evaluated
 from hwnas.selection import Allowance, select
 from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Block, Subnetwork
+from hwnas.summary import Summary
 from hwnas.training.trainer import collator, model_columns, questions
 
 _ROWS = 256  # of training data that Taylor importance looks at, as hwnas's does
@@ -262,3 +266,16 @@ def int8(run: Path, inputs: Inputs) -> dict[str, Any]:
     paired = measure_against(out, source, inputs.target, pairs=inputs.recipe.measure.pairs)
     metric = score_folder(out, inputs.test, inputs.task.kind, inputs.task.metric)
     return {"metric": metric, "ratio": paired.ratio, "size_mb": folder_size_mb(out)}
+
+
+def finished(recipe: Recipe, run: Path, ours: Path | None) -> Summary:
+    """The summary of a run, which is made or finished first."""
+    path = run.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recipe.save(path)
+    command = [sys.executable, "-m", "hwnas", "run", str(path), "--out", str(run), "--resume"]
+    command += ["--reuse", str(ours)] if ours else []
+    ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    if ended not in (0, 3):  # a missed budget is a result: the row says so
+        raise SystemExit(ended)
+    return read_model(run / "summary.json", Summary)

@@ -61,8 +61,10 @@ def _parity_of_continuations(model: Any, exported: Any, encoded: Dataset) -> flo
 
     worst = 0.0
     every = encoded["input_ids"]
+    longest = getattr(model.config, "max_position_embeddings", None) or _PROMPT + _CONTINUED
+    most = max(1, min(_PROMPT, longest - _CONTINUED))
     for at in np.linspace(0, len(every) - 1, min(_PROMPTS, len(every))).astype(int):
-        prompt = torch.tensor([every[int(at)][:_PROMPT]])
+        prompt = torch.tensor([every[int(at)][:most]])
         with torch.inference_mode():
             written = exported.generate(
                 input_ids=prompt,

@@ -98,7 +98,7 @@ def model(request: Any, words: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow  # half a minute for each family
-@pytest.mark.parametrize("model", ["llama", "qwen3", "gpt2", "bloom"], indirect=True)
+@pytest.mark.parametrize("model", ["llama", "gpt2", "bloom"], indirect=True)
 def test_every_stage_on_a_tiny_model(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -106,14 +106,18 @@ def test_every_stage_on_a_tiny_model(
     texts.write_text("".join(json.dumps({"text": f"a text of {i} words"}) + "\n" for i in range(9)))
     beside = {"words": {"kind": "language", "data": str(texts), "rows": 5}}
     out = tmp_path / "run"
-    limits = {"cache_mb": 1, "first_token": {"prompt": 8, "budget": "99%"}}
+    limits: dict[str, Any] = {"cache_mb": 1}
+    limited = "llama" in (model / "config.json").read_text()
+    if limited:  # takes a second latency table
+        limits["first_token"] = {"prompt": 8, "budget": "99%"}
     recipe = _recipe(tmp_path, model, beside=beside, limits=limits)
     assert _run(monkeypatch, "run", recipe, "--out", out) == 0
     summary = read_model(out / "summary.json", Summary)
     assert summary.pipeline == "text-generation"
     assert summary.splits["test"] == 24
     (chosen,) = summary.chosen
-    assert [one.name for one in chosen.limits] == ["cache", "first token"]
+    names = ["cache", "first token"] if limited else ["cache"]
+    assert [one.name for one in chosen.limits] == names
     assert 0 < chosen.limits[0].value < 1
     (score,) = summary.beside
     assert (score.rows, score.of, score.metric) == (5, 9, "perplexity")

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hwnas.tasks.encoding import check_length, in_chunks, text_split, texts_of
+from hwnas.tasks.encoding import PlainTexts, check_length, in_chunks, texts_of
 from hwnas.tasks.prompts import asked, default_template, fill
-from hwnas.tasks.rows import Columns, Row, text_of
+from hwnas.tasks.rows import Columns, text_of
 from hwnas.tasks.written import IGNORED, WrittenTask, cut, joined_ids
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _CHUNK = 1024  # rows tokenized at a time
 
 
 @dataclass(frozen=True)
-class Instruction(WrittenTask):
+class Instruction(PlainTexts, WrittenTask):
     """See the module; a `Kind`.
 
     Attributes:
@@ -45,12 +45,6 @@ class Instruction(WrittenTask):
 
     def identity(self, texts: Sequence[str]) -> Sequence[str]:
         return texts[:1]
-
-    def label_names(self, rows: Sequence[Row], source: str, metric: str, column: str) -> list[str]:
-        return []
-
-    def split(self, rows: Sequence[Row], labels: Sequence[str]) -> Dataset:
-        return text_split(rows)
 
     def encode(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int

@@ -7,13 +7,13 @@ length (packing), so that nothing is padded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UserError
-from hwnas.tasks.encoding import encode_texts, text_split, texts_of
-from hwnas.tasks.rows import Columns, Row
+from hwnas.tasks.encoding import PlainTexts, texts_of
+from hwnas.tasks.rows import Columns
 from hwnas.tasks.written import WrittenTask
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Language(WrittenTask):
+class Language(PlainTexts, WrittenTask):
     """See the module; a `Kind`."""
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
@@ -31,20 +31,6 @@ class Language(WrittenTask):
             raise UserError(f"{where}: column {columns.texts[0]!r} holds {text!r}, expected text")
         # blank rows, as between the paragraphs of WikiText, are passed over
         return ((text,) if text and text.strip() else ()), ""
-
-    def identity(self, texts: Sequence[str]) -> Sequence[str]:
-        return texts
-
-    def label_names(self, rows: Sequence[Row], source: str, metric: str, column: str) -> list[str]:
-        return []
-
-    def split(self, rows: Sequence[Row], labels: Sequence[str]) -> Dataset:
-        return text_split(rows)
-
-    def encode(
-        self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Dataset:
-        return encode_texts(split, tokenizer, max_length, labels=False)
 
     def encode_training(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
