@@ -215,6 +215,8 @@ def kind_of(config: Any, where: str) -> Kind:
 
 def _class_names(config: Any, kind: Kind) -> list[str]:
     """Of the classes that the model tells apart; none where there are no classes."""
+    if isinstance(kind, WrittenTask):
+        return []
     if kind.task == "token-classification" or "accuracy" in kind.metrics:
         return [config.id2label[i] for i in range(config.num_labels)]
     return []
