@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from record import ROOT, Results, options
 
+from hwnas.asking import TokenClock
 from hwnas.beside import Beside, BesideSpec
 from hwnas.export import (
     calibration,
@@ -55,25 +55,11 @@ PROTOCOL = (
 )
 
 
-class Clock:
-    """Notes when each token comes."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: Any) -> None:
-        """The prompt first, then every token."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Nothing more comes."""
-
-
 def written(model: Any, prompts: Sequence[list[int]], tokens: int) -> tuple[list[Any], float]:
     """What a model writes after each prompt, and its tokens a second after the first."""
     found, apart = [], []
     for prompt in prompts:
-        clock = Clock()
+        clock = TokenClock()
         ids = torch.tensor([prompt])
         with torch.inference_mode():
             out = model.generate(

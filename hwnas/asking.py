@@ -91,7 +91,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Clock:
+class TokenClock:
     """Notes when each token comes; what transformers calls a streamer."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ def _reply(
     read = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     given = {"input_ids": read, "attention_mask": torch.ones_like(read)}
     fixed: dict[str, Any] = {"do_sample": False, "pad_token_id": tokenizer.eos_token_id}
-    clock = _Clock()
+    clock = TokenClock()
     with torch.inference_mode():
         model.generate(**given, max_new_tokens=1, **fixed)
         ends = tokenizer.eos_token_id
