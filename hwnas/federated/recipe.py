@@ -1,0 +1,229 @@
+"""The recipe of a federated run: model, task, clients, their devices' tiers, rounds, aggregation.
+
+It is a file of its own kind beside `hwnas.recipe`: what a client does is decided here, before any
+client is asked.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hwnas.errors import UserError
+from hwnas.files import validate
+from hwnas.latency.target import Budget, Target
+from hwnas.recipe import Settings
+from hwnas.tasks.spec import TaskSpec
+
+_CLASSIFIES = ("classification", "regression", "spans", "tokens")
+
+
+class Dirichlet(Settings):
+    """Labels are spread unevenly: each client's shares of them are drawn (Hsu et al. 2019)."""
+
+    kind: Literal["dirichlet"]
+    alpha: float = Field(0.3, gt=0)  # the smaller, the more uneven
+    least: int = Field(16, ge=2)  # rows that every client has
+
+
+class Even(Settings):
+    """Rows are dealt out at random."""
+
+    kind: Literal["even"]
+
+
+class Groups(Settings):
+    """Rows of one author, or whatever the column says, are one client's."""
+
+    kind: Literal["groups"]
+    column: str
+
+
+Split = Annotated[Dirichlet | Even | Groups, Field(discriminator="kind")]
+
+
+class ClientsSpec(Settings):
+    """How the task's training rows become the clients' in a simulation, and who takes part."""
+
+    count: int = Field(12, ge=1)
+    split: Split = Dirichlet(kind="dirichlet", alpha=0.3)
+    held_out: float = Field(0.2, gt=0, lt=1)  # of a client's rows, that it is evaluated on
+    rows: int | None = Field(None, ge=4)  # of a client, at most
+    share: float = Field(1.0, gt=0, le=1)  # of the clients that a round asks
+    least: int = Field(1, ge=1)  # answers without which a round changes nothing
+    deadline_s: float = Field(600.0, gt=0)  # of a round; who is later is left out of it
+    at_once: int = Field(8, ge=1)  # messages under way, which bounds the server's memory
+
+
+class TierSpec(Settings):
+    """Devices of one kind, and the latency that models on them may have."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    budget: str | None = None  # `8ms`, or `50%` of the whole model there; without it, all of it
+    target: str = "openvino:cpu:threads=1,batch=1,seq=64"
+    table: str | None = None  # latency table: a file, or a shipped one's name; else measured now
+    # in simulations, of the clients; of real ones, each says its tier
+    share: float = Field(1.0, gt=0)
+    memory_mb: float | None = Field(None, gt=0)  # for training, that a client has
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                Budget.parse(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str) -> str:
+        try:
+            return str(Target.parse(value))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+class LocalSpec(Settings):
+    """What a client does in a round."""
+
+    steps: int = Field(10, ge=1)
+    batch: int = Field(16, ge=1)
+    rate: float = Field(1e-4, gt=0, lt=1)
+    decay: bool = True  # the rate falls linearly over the rounds, to a tenth
+    nested: int = Field(1, ge=0)  # smaller tiers' subnetworks, trained beside the client's own
+    distill_weight: float = Field(0.7, ge=0, le=1)  # of what the largest says, for the nested ones
+    temperature: float = Field(2.0, gt=0)
+    proximal: float = Field(0.0, ge=0)  # weight of the distance from the server's weights (FedProx)
+    freeze_embeddings: bool = True  # of the words: they are never sent then
+    threads: int = Field(1, ge=1)
+
+
+class AggregationSpec(Settings):
+    """How the server makes one super-network of the clients' parts."""
+
+    rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
+    weigh: Literal["examples", "clients"] = "examples"
+    # to which power the share of a round's weight that trained a coordinate shortens its step; 0:
+    # whoever trained it decides it alone
+    few: float = Field(0.0, ge=0, le=1)
+    trim: float = Field(0.1, gt=0, lt=0.5)  # of the values at each end, for `trimmed_mean`
+    malicious: int = Field(1, ge=0)  # clients that `krum` expects to poison
+    optimizer: Literal["average", "momentum", "adam", "yogi"] = "average"
+    rate: float = Field(1.0, gt=0)  # of that optimizer
+    momentum: float = Field(0.9, ge=0, lt=1)
+    largest_norm: float | None = Field(None, gt=0)  # of an update; a larger one is scaled down
+
+
+class EvaluationSpec(Settings):
+    """How often, and on what, models are judged while they are trained."""
+
+    every: int = Field(5, ge=1)  # rounds
+    server: bool = True  # whether the server has the task's test rows
+    rows: int = Field(1000, ge=1)  # of them
+    clients: bool = True  # each client on its held-out rows, with its tier's model
+
+
+class FederatedRecipe(Settings):
+    """A whole federated run."""
+
+    model: str = "demo:minilm"
+    task: TaskSpec = TaskSpec(data="demo:tweets")
+    labels: tuple[str, ...] | None = None  # by default those that clients report
+    tiers: tuple[TierSpec, ...] = Field(
+        (
+            TierSpec(name="large"),
+            TierSpec(name="medium", budget="60%"),
+            TierSpec(name="small", budget="35%"),
+        ),
+        min_length=1,
+    )
+    rounds: int = Field(20, ge=1)
+    clients: ClientsSpec = ClientsSpec()
+    local: LocalSpec = LocalSpec()
+    aggregation: AggregationSpec = AggregationSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    # every tier's blocks at one share of their widths, or the widths of most importance in sum
+    structure: Literal["uniform", "importance"] = "uniform"
+    # which heads and neurons are the first ones: those whose weights are largest, or those that
+    # matter most to the clients' rows, by scores that they sum (first order, EFTNAS section 3.1)
+    importance: Literal["magnitude", "clients"] = "clients"
+    importance_rows: int = Field(32, ge=1)  # of each client that is asked
+    seed: int = Field(0, ge=0)
+
+    @field_validator("tiers")
+    @classmethod
+    def _tiers(cls, value: tuple[TierSpec, ...]) -> tuple[TierSpec, ...]:
+        names = [tier.name for tier in value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"tier {twice!r} is given twice; give each a name of its own")
+        return value
+
+    @field_validator("task")
+    @classmethod
+    def _task(cls, value: TaskSpec) -> TaskSpec:
+        if value.kind_name not in _CLASSIFIES:
+            raise ValueError(
+                f"kind: {value.kind_name} cannot be trained in federation yet; "
+                f"can be: {', '.join(_CLASSIFIES)}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _enough(self) -> FederatedRecipe:
+        if self.clients.least > self.clients.count:
+            raise ValueError(
+                f"clients.least: {self.clients.least} answers, there are {self.clients.count} "
+                "clients; ask for fewer"
+            )
+        asked = self.asked(self.clients.count)
+        if self.clients.least > asked:
+            raise ValueError(
+                f"clients.least: {self.clients.least} answers, a round asks {asked} clients; "
+                "ask for fewer, or raise clients.share"
+            )
+        krum = self.aggregation
+        if krum.rule == "krum" and asked < 2 * krum.malicious + 3:
+            raise ValueError(
+                f"aggregation.malicious: krum needs {2 * krum.malicious + 3} clients a round to "
+                f"stand {krum.malicious}, {asked} are asked"
+            )
+        return self
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(set(value)) < max(2, len(value)):
+            raise ValueError("give two or more different names")
+        return value
+
+    def asked(self, clients: int) -> int:
+        """How many of so many clients take part in a round."""
+        return max(1, math.ceil(self.clients.share * clients - 1e-9))
+
+    def rate_at(self, number: int) -> float:
+        """The clients' learning rate in round `number`, from 1."""
+        if not self.local.decay:
+            return self.local.rate
+        return self.local.rate * (1 - 0.9 * (number - 1) / self.rounds)
+
+    @property
+    def length(self) -> int:
+        """Tokens at which texts are cut: by default where the longest target's sequences end."""
+        return self.task.max_length or max(Target.parse(tier.target).seq for tier in self.tiers)
+
+
+def load_federated(path: Path) -> FederatedRecipe:
+    """Read and validate a federated recipe.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key or value is wrong; names it.
+    """
+    from hwnas.recipe import read_recipe
+
+    return validate(FederatedRecipe, read_recipe(path), where=str(path))

@@ -1,0 +1,531 @@
+"""The Flower `ServerApp`: rounds of training and judging, each kept on disk when it ends.
+
+    hello -> importance -> tiers -> (train -> aggregate -> judge) per round -> models of all tiers
+
+Nothing here waits without a deadline, no answer is believed without a look, and what goes wrong
+with a client is a line in `events.jsonl` and costs no more than its answer.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hwnas.anatomy import find_shape
+from hwnas.elastic.supernet import SuperNetwork
+from hwnas.errors import HwnasError, UserError
+from hwnas.federated.aggregation import Update, aggregator, clipped, norm
+from hwnas.federated.client import original_of
+from hwnas.federated.exchange import Answer, Request, ask
+from hwnas.federated.messages import (
+    HELLO,
+    IMPORTANCE,
+    Done,
+    GarbledError,
+    Hello,
+    Work,
+    arrays_of,
+    pack,
+    unpack,
+    weights,
+)
+from hwnas.federated.parts import Part, Tensors
+from hwnas.federated.population import load_simulated
+from hwnas.federated.recipe import FederatedRecipe
+from hwnas.federated.server_optimizers import ServerOptimizer
+from hwnas.federated.state import ServerState
+from hwnas.federated.summary import ClientScore, FederatedSummary, Round, TierResult
+from hwnas.federated.tiers import Device, Tier, check_tier, tables_of, tiers_of
+from hwnas.files import replacing, write_json
+from hwnas.importance.kinds import measure
+from hwnas.importance.reordering import reorder
+from hwnas.importance.scores import Importance
+from hwnas.importance.spec import ImportanceSpec
+from hwnas.models import load_config, load_model
+from hwnas.progress import bar
+from hwnas.rundir import RunDirectory
+from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.classification import check_classes, ordered
+from hwnas.tasks.predict import predict
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from flwr.app import ArrayRecord
+    from flwr.serverapp import Grid
+
+    from hwnas.latency.table import LatencyTable
+
+EVENTS = "events.jsonl"
+ROUNDS = "rounds.jsonl"
+_LOOK_S = 0.5  # between two looks for clients that connect
+
+
+@dataclass
+class Federation:
+    """One run of the server.
+
+    Args:
+        grid: Flower's way to the clients.
+        tables: latency tables by tier.
+    """
+
+    grid: Grid
+    recipe: FederatedRecipe
+    directory: RunDirectory
+    tables: dict[str, LatencyTable]
+    roster: dict[int, Hello] = field(default_factory=dict)  # nodes that have said who they are
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
+
+    def event(self, what: str, number: int, client: str = "", why: str = "") -> None:
+        """Note what happened, to whom, in which round."""
+        about = {"event": what, "round": number, "client": client, "why": why}
+        self.directory.append(EVENTS, {"time": time.time()} | about)
+
+    def run(self) -> ServerState:
+        """All rounds that are missing."""
+        self.greet(0, patient=True)
+        state = ServerState.find(self.path, self.recipe) or self.start()
+        done = [line for line in self.directory.lines(ROUNDS) if line["number"] <= state.number]
+        self.directory.rewrite(ROUNDS, done)
+        with bar("rounds", self.recipe.rounds) as advance:
+            advance(state.number)
+            for number in range(state.number + 1, self.recipe.rounds + 1):
+                self.round(state, number)
+                advance(1)
+        return state
+
+    def greet(self, number: int, *, patient: bool = False) -> None:
+        """Ask nodes that are new who they are, and forget those that have gone.
+
+        Args:
+            patient: wait until as many have answered as a round needs, or the deadline.
+        """
+        end = time.monotonic() + self.recipe.clients.deadline_s
+        while True:
+            nodes = set(self.grid.get_node_ids())
+            for gone in self.roster.keys() - nodes:
+                self.event("gone", number, self.roster.pop(gone).name)
+            self._greet(number, sorted(nodes - self.roster.keys()), end)
+            enough = len(self.roster) >= self.recipe.clients.least
+            if enough or not patient or time.monotonic() >= end:
+                return
+            time.sleep(_LOOK_S)
+
+    def _greet(self, number: int, nodes: Sequence[int], end: float) -> None:
+        names = {hello.name for hello in self.roster.values()}
+        requests = (
+            Request(node, HELLO, pack(Work(number=number, genome=[], labels=[]))) for node in nodes
+        )
+        left = max(1.0, end - time.monotonic())
+        for answer in self._ask(requests, number, left):
+            try:
+                hello = unpack(_content(answer), Hello)
+                if hello.tier not in self.tables:
+                    check_tier(hello.tier, dict.fromkeys(self.tables))  # type: ignore[arg-type]
+                if hello.name in names:
+                    raise GarbledError(f"another client is {hello.name!r} already")
+            except HwnasError as error:
+                self.event("refused", number, f"node-{answer.node}", str(error))
+                continue
+            names.add(hello.name)
+            self.roster[answer.node] = hello
+            self.event("joined", number, hello.name)
+
+    def _ask(self, requests: Any, number: int, deadline_s: float) -> Iterator[Answer]:
+        at_once = self.recipe.clients.at_once
+        return ask(self.grid, requests, number=number, at_once=at_once, deadline_s=deadline_s)
+
+    def start(self) -> ServerState:
+        """The original model with a new head, reordered by importance, and each tier's part of it.
+
+        Raises:
+            UserError: too few clients came, or they have no two labels.
+            BudgetError: nothing fits a tier.
+        """
+        recipe, kind = self.recipe, self.recipe.task.task_kind
+        if len(self.roster) < recipe.clients.least:
+            raise UserError(
+                f"clients.least: {recipe.clients.least} clients are needed, {len(self.roster)} "
+                f"came within {recipe.clients.deadline_s:g} s; see {self.path / EVENTS}"
+            )
+        labels = list(recipe.labels or ordered({n for h in self.roster.values() for n in h.labels}))
+        if labels:
+            check_classes(recipe.task.usual_metric, len(labels), "the clients' data")
+        model, tokenizer = load_model(
+            recipe.model,
+            task=kind.task,
+            labels=labels or None,
+            regression=recipe.task.kind_name == "regression",
+            seed=recipe.seed,
+        )
+        shape = find_shape(model.config)
+        network = SuperNetwork(model)
+        state = ServerState(
+            recipe, network, tokenizer, ServerOptimizer(recipe.aggregation), labels, {}
+        )
+        scores = measure(model, [], ImportanceSpec(kind="magnitude"))
+        if recipe.importance == "clients":
+            scores = self.client_importance(state) or scores
+        reorder(model, scores)
+        devices = [Device(tier, self.tables[tier.name]) for tier in recipe.tiers]
+        state.tiers = tiers_of(devices, shape, recipe, scores)
+        state.save(self.path)
+        return state
+
+    def client_importance(self, state: ServerState) -> Importance | None:
+        """The sum of the scores that clients of the largest tier find on their own rows."""
+        largest = max(self.recipe.tiers, key=lambda tier: _share(tier, self.tables[tier.name]))
+        full = state.network.full
+        part = Part.of(
+            state.network.model.config,
+            full,
+            self.recipe.task.task_kind.task,
+            freeze_embeddings=self.recipe.local.freeze_embeddings,
+        )
+        content = pack(
+            Work(number=0, genome=full.genome, labels=state.labels),
+            weights(part.cut(state.tensors)),
+        )
+        nodes = [node for node, hello in self.roster.items() if hello.tier == largest.name]
+        nodes.sort(key=lambda node: self.roster[node].name)
+        requests = (Request(node, IMPORTANCE, content) for node in nodes)
+        total: dict[str, torch.Tensor] = {}
+        for answer in self._ask(requests, 0, self.recipe.clients.deadline_s):
+            name = self.roster[answer.node].name
+            try:
+                unpack(_content(answer), Done)
+                found = arrays_of(_content(answer))
+                _check_scores(found, full)
+            except HwnasError as error:
+                self.event("failed", 0, name, str(error))
+                continue
+            for key, scores in found.items():
+                total[key] = total.get(key, torch.zeros_like(scores, dtype=torch.float64)) + scores
+        if not total:
+            return None
+        depth = len(full.blocks)
+        return Importance(
+            heads=tuple(total[f"heads.{i}"] for i in range(depth)),
+            ffn=tuple(total[f"ffn.{i}"] for i in range(depth)),
+        )
+
+    def round(self, state: ServerState, number: int) -> Round:
+        """Train, aggregate, judge, and keep what came of it."""
+        begin = time.perf_counter()
+        self.greet(number)
+        found = self.train(state, number)
+        state.number = number
+        spec = self.recipe.evaluation
+        if number % spec.every == 0 or number == self.recipe.rounds:
+            scores = self.judge(state)
+            clients, sent = self.judge_at_clients(state, number) if spec.clients else ([], 0)
+            found = found.model_copy(
+                update={"scores": scores, "clients": clients, "evaluation_bytes": sent}
+            )
+        found = found.model_copy(update={"seconds": round(time.perf_counter() - begin, 3)})
+        state.save(self.path)
+        self.directory.append(ROUNDS, found.model_dump(mode="json"))
+        return found
+
+    def chosen(self, number: int) -> list[int]:
+        """Nodes that a round asks; drawn by the seed from those that are there."""
+        nodes = sorted(self.roster, key=lambda node: self.roster[node].name)
+        if not nodes:
+            return []
+        rng = random.Random(f"{self.recipe.seed}/{number}/clients")
+        picked = rng.sample(range(len(nodes)), self.recipe.asked(len(nodes)))
+        return [nodes[i] for i in sorted(picked)]
+
+    def train(self, state: ServerState, number: int) -> Round:
+        """One round's training, aggregated into the state."""
+        recipe, before = self.recipe, state.tensors
+        parts = {name: state.part(tier) for name, tier in state.tiers.items()}
+        sent: dict[str, Tensors] = {}
+        packed: dict[str, ArrayRecord] = {}
+        nodes = self.chosen(number)
+
+        def requests() -> Iterator[Request]:
+            for node in nodes:
+                hello = self.roster[node]
+                if hello.tier not in sent:
+                    sent[hello.tier] = parts[hello.tier].cut(before)
+                    packed[hello.tier] = weights(sent[hello.tier])
+                work = self.work(state, hello, number)
+                yield Request(node, "train", pack(work, packed[hello.tier]))
+
+        combined = aggregator(recipe.aggregation, before)
+        losses: list[tuple[float, int]] = []
+        down = up = 0
+        steps = 0.0
+        for answer in self._ask(requests(), number, recipe.clients.deadline_s):
+            hello = self.roster[answer.node]
+            down, up = down + answer.down, up + answer.up
+            try:
+                done = unpack(_content(answer), Done)
+                part = parts[hello.tier]
+                after = part.sent_back(arrays_of(_content(answer)))
+            except HwnasError as error:
+                self.event("late" if answer.late else "failed", number, hello.name, str(error))
+                continue
+            change = {
+                piece.name: after[piece.name] - sent[hello.tier][piece.local]
+                for piece in part.trained
+            }
+            most = recipe.aggregation.largest_norm
+            if most is not None and norm(change) > most:
+                self.event("clipped", number, hello.name, f"norm {norm(change):.3g}")
+                change = clipped(change, most)
+            weight = float(done.rows) if recipe.aggregation.weigh == "examples" else 1.0
+            combined.add(Update(part, change, max(weight, 1.0)))
+            losses.append((done.loss, done.rows))
+            steps += self.steps_of(state, state.tiers[hello.tier])
+        if combined.count >= recipe.clients.least:
+            state.optimizer.step(before, combined.finish())
+        else:
+            self.event("too few", number, why=f"{combined.count} answers")
+        return Round(
+            number=number,
+            asked=len(nodes),
+            answered=combined.count,
+            loss=_weighted(losses),
+            down_bytes=down,
+            up_bytes=up,
+            steps=steps,
+            seconds=0.0,
+        )
+
+    def work(self, state: ServerState, hello: Hello, number: int) -> Work:
+        """What a client trains in a round."""
+        tier = state.tiers[hello.tier]
+        nested = state.smaller(tier) if self.recipe.local.nested else []
+        return Work(
+            number=number,
+            genome=tier.genome,
+            labels=state.labels,
+            smaller=[other.genome for other in nested],
+            rate=self.recipe.rate_at(number),
+            seed=zlib.crc32(f"{self.recipe.seed}/{number}/{hello.name}".encode()) % 2**31,
+        )
+
+    def steps_of(self, state: ServerState, tier: Tier) -> float:
+        """What a client's round costs, in training steps of the whole model."""
+        local = self.recipe.local
+        smaller = [other.macs for other in state.smaller(tier)]
+        count = min(local.nested, len(smaller))
+        nested = count * statistics.mean(smaller) if count else 0.0
+        return local.steps * (tier.macs + nested)
+
+    @cached_property
+    def test(self) -> Dataset | None:
+        """The server's own test rows, in tokens."""
+        if not self.recipe.evaluation.server:
+            return None
+        return _test_rows(self.recipe)
+
+    def judge(self, state: ServerState) -> dict[str, float]:
+        """Each tier's model on the server's test rows."""
+        rows = self.test
+        if rows is None:
+            return {}
+        kind, metric = self.recipe.task.task_kind, self.recipe.task.usual_metric
+        found = {}
+        for name, tier in state.tiers.items():
+            with state.network.as_subnetwork(tier.subnetwork) as model:
+                model.eval()
+                found[name] = kind.score(metric, predict(model, rows), rows)
+        return found
+
+    def judge_at_clients(self, state: ServerState, number: int) -> tuple[list[ClientScore], int]:
+        """Each client's held-out rows, by its tier's model; and the bytes that were sent."""
+        packed = {
+            name: weights(state.part(tier).cut(state.tensors)) for name, tier in state.tiers.items()
+        }
+        nodes = sorted(self.roster, key=lambda node: self.roster[node].name)
+
+        def requests() -> Iterator[Request]:
+            for node in nodes:
+                tier = state.tiers[self.roster[node].tier]
+                work = Work(number=number, genome=tier.genome, labels=state.labels)
+                yield Request(node, "evaluate", pack(work, packed[tier.name]))
+
+        found, sent = [], 0
+        for answer in self._ask(requests(), number, self.recipe.clients.deadline_s):
+            hello = self.roster[answer.node]
+            sent += answer.down
+            try:
+                done = unpack(_content(answer), Done)
+                if done.score is None:
+                    raise GarbledError("no score")
+            except HwnasError as error:
+                self.event("not judged", number, hello.name, str(error))
+                continue
+            found.append(
+                ClientScore(
+                    client=hello.name,
+                    tier=hello.tier,
+                    rows=done.rows,
+                    score=done.score,
+                    loss=done.loss,
+                )
+            )
+        return sorted(found, key=lambda one: one.client), sent
+
+
+def _content(answer: Answer) -> Any:
+    if answer.content is None:
+        raise GarbledError(answer.problem)
+    return answer.content
+
+
+def _share(tier: Any, table: LatencyTable) -> float:
+    """A tier's budget as a share of the whole model's latency there."""
+    budget = Device(tier, table).budget_ms()
+    return 1.0 if budget is None else budget / table.reference_ms
+
+
+def _weighted(losses: Sequence[tuple[float, int]]) -> float | None:
+    total = sum(rows for _, rows in losses)
+    return sum(loss * rows for loss, rows in losses) / total if total else None
+
+
+def _check_scores(found: Tensors, full: Subnetwork) -> None:
+    """Raise `GarbledError` unless these are scores of every head and neuron."""
+    wanted = {f"heads.{i}": block.heads for i, block in enumerate(full.blocks)}
+    wanted |= {f"ffn.{i}": block.ffn for i, block in enumerate(full.blocks)}
+    for key, size in wanted.items():
+        scores = found.get(key)
+        if scores is None or tuple(scores.shape) != (size,) or not scores.isfinite().all():
+            raise GarbledError(f"scores {key} are missing, of another size or not finite")
+    if found.keys() - wanted.keys():
+        raise GarbledError(f"scores {min(found.keys() - wanted.keys())} were not asked for")
+
+
+def _test_rows(recipe: FederatedRecipe) -> Dataset:
+    task = load_simulated(recipe)
+    rows = task.test.select(range(min(len(task.test), recipe.evaluation.rows)))
+    tokenizer = original_of(recipe, tuple(task.labels))[2]
+    return task.kind.encode(rows, tokenizer, recipe.length)
+
+
+def federate(grid: Grid, recipe: FederatedRecipe, out: Path, *, resume: bool) -> FederatedSummary:
+    """Run a recipe over Flower's grid; write models and `summary.json` in the folder `out`.
+
+    Args:
+        resume: go on with the run in `out`, if there is one.
+
+    Raises:
+        UserError, BudgetError: as `check` and `Federation.start`.
+    """
+    from hwnas.federated.recipe import load_federated
+
+    begin = time.perf_counter()
+    directory = RunDirectory.open(out, recipe, resume, load=load_federated)
+    try:
+        tables = tables_of(recipe, load_config(recipe.model), out / "tables")
+        federation = Federation(grid, recipe, directory, tables)
+        state = federation.run()
+        return finish(federation, state, time.perf_counter() - begin)
+    finally:
+        directory.close()
+
+
+def finish(federation: Federation, state: ServerState, seconds: float) -> FederatedSummary:
+    """Write every tier's model as a folder, and the summary."""
+    recipe, path = federation.recipe, federation.path
+    rounds = [Round.model_validate(line) for line in federation.directory.lines(ROUNDS)]
+    judged = next((one for one in reversed(rounds) if one.scores or one.clients), None)
+    results = []
+    for name, tier in state.tiers.items():
+        dense = state.network.extract(tier.subnetwork)
+        with replacing(path / "tiers" / name / "model") as partial:
+            dense.save_pretrained(partial)
+            state.tokenizer.save_pretrained(partial)
+        mine = [c.score for c in judged.clients if c.tier == name] if judged else []
+        results.append(
+            TierResult(
+                name=name,
+                target=tier.target,
+                genome=tier.genome,
+                params=sum(p.numel() for p in dense.parameters()),
+                budget_ms=tier.budget_ms,
+                predicted_ms=tier.predicted_ms,
+                whole_ms=tier.whole_ms,
+                score=judged.scores.get(name) if judged else None,
+                clients=len(mine),
+                mean=statistics.mean(mine) if mine else None,
+                least=min(mine, default=None),
+                spread=statistics.pstdev(mine) if mine else None,
+                path=f"tiers/{name}/model",
+            )
+        )
+    whole = sum(
+        parameter.numel() * parameter.element_size()
+        for parameter in state.network.model.parameters()
+    )
+    events = Counter(
+        line["event"] for line in federation.directory.lines(EVENTS) if "round" in line
+    )
+    summary = FederatedSummary(
+        model=recipe.model,
+        task=recipe.task.data,
+        metric=recipe.task.usual_metric,
+        seed=recipe.seed,
+        rounds=len(rounds),
+        clients=len(federation.roster),
+        labels=state.labels,
+        tiers=results,
+        down_bytes=sum(one.down_bytes for one in rounds),
+        up_bytes=sum(one.up_bytes for one in rounds),
+        everything_bytes=sum(2 * one.asked * whole for one in rounds),
+        steps=sum(one.steps for one in rounds),
+        events=dict(sorted(events.items())),
+        seconds=round(seconds, 1),
+    )
+    write_json(path / "summary.json", summary)
+    return summary
+
+
+def check(recipe: FederatedRecipe) -> None:
+    """Find what is wrong with a recipe before anything is started.
+
+    Raises:
+        UserError: what is wrong.
+    """
+    from hwnas.federated.population import deal
+    from hwnas.latency.runtimes import require
+    from hwnas.latency.table import LatencyTable
+    from hwnas.latency.target import Target
+
+    config = load_config(recipe.model)
+    shape = find_shape(config)
+    for tier in recipe.tiers:
+        target = Target.parse(tier.target)
+        if target.phase != "encode":
+            raise UserError(f"tiers: {tier.name}: phase={target.phase} is of language models")
+        require(target)
+        if tier.table is not None:
+            table = LatencyTable.find(tier.table)
+            try:
+                table.check_model(shape)
+                table.check_target(target)
+            except UserError as error:
+                raise UserError(f"tiers: {tier.name}: {error}") from None
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and recipe.length > longest:
+        raise UserError(
+            f"task.max_length: {recipe.length}, the model reads at most {longest} tokens"
+        )
+    deal(recipe, load_simulated(recipe))

@@ -1,0 +1,95 @@
+"""What a federated run ends with, and what it notes of each round."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of what is written: fixed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClientScore(Record):
+    """A client's own held-out rows, answered by its tier's model."""
+
+    client: str
+    tier: str
+    rows: int
+    score: float
+    loss: float
+
+
+class Round(Record):
+    """One round.
+
+    Attributes:
+        asked, answered: clients whose training was asked for, and counted.
+        loss: of the weights before the round, on the clients' held-out rows, weighed by them.
+        down_bytes, up_bytes: weights that were sent to clients and back, evaluation apart.
+        evaluation_bytes: of weights sent for evaluation.
+        steps: whole-model training steps that the clients' computing comes to.
+        scores: each tier's model on the server's test rows, where it was judged.
+        clients: each client's own, likewise.
+    """
+
+    number: int
+    asked: int
+    answered: int
+    loss: float | None
+    down_bytes: int
+    up_bytes: int
+    evaluation_bytes: int = 0
+    steps: float
+    seconds: float
+    scores: dict[str, float] = {}
+    clients: list[ClientScore] = []
+
+
+class TierResult(Record):
+    """A tier's model in the end.
+
+    Attributes:
+        score: on the server's test rows; None where it has none.
+        clients, mean, least, spread: how many clients judged it on their own rows, the mean of
+            their scores, the lowest, and their standard deviation.
+    """
+
+    name: str
+    target: str
+    genome: list[list[int]]
+    params: int
+    budget_ms: float | None
+    predicted_ms: float
+    whole_ms: float
+    score: float | None
+    clients: int
+    mean: float | None
+    least: float | None
+    spread: float | None
+    path: str
+
+
+class FederatedSummary(Record):
+    """`summary.json` of a federated run.
+
+    Attributes:
+        everything_bytes: what sending the whole trained model both ways to everybody asked would
+            have come to.
+    """
+
+    model: str
+    task: str
+    metric: str
+    seed: int
+    rounds: int
+    clients: int
+    labels: list[str]
+    tiers: list[TierResult]
+    down_bytes: int
+    up_bytes: int
+    everything_bytes: int
+    steps: float
+    events: dict[str, int]
+    seconds: float
