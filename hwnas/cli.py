@@ -15,6 +15,7 @@ import click
 import typer
 
 from hwnas import __version__
+from hwnas.cli_federate import federate
 from hwnas.cli_tables import print_table, tables
 from hwnas.console import (
     DEFAULT_TARGET,
@@ -45,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(tables, name="tables")
+app.command()(federate)
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 GivenTable = Annotated[

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hwnas.federated.parts import Tensors
+    from hwnas.federated.parts import Part, Tensors
     from hwnas.tasks.kinds import Kind
 
 _KEPT = 64  # clients whose tokenized rows a process keeps
@@ -136,6 +136,8 @@ class Client:
             tier = dealt_tiers(recipe)[self.who.partition % recipe.clients.count]
         if tier is None:
             raise UserError('node config: give tier="NAME", one of the recipe\'s')
+        if recipe.privacy is not None:
+            return Hello(name=self.who.name, tier=tier)
         held = holding_of(self.text, self.who, ())
         return Hello(name=self.who.name, tier=tier, rows=len(held.train), labels=held.labels)
 
@@ -158,34 +160,53 @@ class Client:
         """Train the part that came; returns it as it is then."""
         import torch
 
+        from hwnas.anatomy import find_shape
         from hwnas.federated.local import train_locally
-        from hwnas.federated.parts import Part, within
+        from hwnas.federated.parts import within
+        from hwnas.federated.privacy import hidden, largest_norm
 
         torch.set_num_threads(self.recipe.local.threads)
         own = Subnetwork.of(work.genome)
         model = self.model(work, arrays)
         nested = (within(own, Subnetwork.of(genome)) for genome in work.smaller)
-        loss, _ = self._judge(model, work.labels)
+        private = self.recipe.privacy
+        loss = None if private else self._judge(model, work.labels)[0]
+        rows = self.encoded(work.labels, "train")
         seconds = train_locally(
             model,
             self._original(work.labels)[2],
-            self.encoded(work.labels, "train"),
+            rows,
             self.kind,
             self.recipe.local,
             smaller=[one for one in dict.fromkeys(nested) if one is not None],
+            steps=work.steps,
             rate=work.rate,
             seed=work.seed,
         )
-        part = Part.of(
-            self._original(work.labels)[0],
-            own,
+        state = model.state_dict()
+        part = self._part(work.labels, own)
+        back = {piece.local: state[piece.local].detach().clone() for piece in part.trained}
+        if private is None:
+            return Done(rows=len(rows), loss=loss, seconds=seconds), back
+        if private.kind == "local":
+            whole = self._part(
+                work.labels, Subnetwork.full(find_shape(self._original(work.labels)[0]))
+            )
+            change = {name: after - arrays[name] for name, after in back.items()}
+            noisy = hidden(change, private, largest_norm(private, part, whole))
+            back = {name: arrays[name] + noisy[name] for name in back}
+        return Done(seconds=seconds), back
+
+    def _part(self, labels: list[str], subnetwork: Subnetwork) -> Part:
+        """What is trained of a subnetwork of the whole model."""
+        from hwnas.federated.parts import Part
+
+        return Part.of(
+            self._original(labels)[0],
+            subnetwork,
             self.kind.task,
             freeze_embeddings=self.recipe.local.freeze_embeddings,
         )
-        state = model.state_dict()
-        rows = len(self.encoded(work.labels, "train"))
-        back = {piece.local: state[piece.local].detach().clone() for piece in part.trained}
-        return Done(rows=rows, loss=loss, seconds=seconds), back
 
     def evaluate(self, work: Work, arrays: Tensors) -> Done:
         """Judge the model that came on the client's held-out rows."""
@@ -233,7 +254,7 @@ class Client:
         named = {f"heads.{i}": t for i, t in enumerate(scores.heads)}
         named |= {f"ffn.{i}": t for i, t in enumerate(scores.ffn)}
         seconds = time.perf_counter() - begin
-        return Done(rows=len(rows), loss=0.0, seconds=seconds), named
+        return Done(rows=len(rows), seconds=seconds), named
 
 
 def original_of(
@@ -260,6 +281,18 @@ def _encoded(text: str, who: Identity, labels: tuple[str, ...], split: str) -> D
     return recipe.task.task_kind.encode(rows, tokenizer, recipe.length)
 
 
+@lru_cache(maxsize=1)
+def _settle() -> None:
+    """Prepare a process that is to answer many messages."""
+    import gc
+
+    from hwnas.console import quiet
+
+    quiet(json=True)
+    # every training ends with a full collection; of what was imported there is nothing to collect
+    gc.freeze()
+
+
 def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
     """The app that Flower runs on every client.
 
@@ -275,9 +308,7 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
     def answered(
         message: Message, context: Context, answer: Callable[[Client, RecordDict], RecordDict]
     ) -> Message:
-        from hwnas.console import quiet
-
-        quiet(json=True)
+        _settle()
         text = given or str(context.run_config[RECIPE_KEY])
         try:
             content = answer(Client(text, Identity.of(context)), message.content)

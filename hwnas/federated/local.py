@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hwnas.anatomy.dense import new_dense
 from hwnas.elastic.supernet import SuperNetwork
+from hwnas.federated.calibration import Calibrated
 from hwnas.federated.parts import Tensors, embeddings_of
 from hwnas.federated.recipe import LocalSpec
 from hwnas.models import load_model
 from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.classification import Classification
 from hwnas.training.trainer import Optimization, train
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ def train_locally(
     spec: LocalSpec,
     *,
     smaller: Sequence[Subnetwork],
+    steps: int,
     rate: float,
     seed: int,
 ) -> float:
@@ -130,7 +133,7 @@ def train_locally(
     begin = time.perf_counter()
     network = SuperNetwork(model)
     optimization = Optimization(
-        steps=spec.steps,
+        steps=steps,
         learning_rate=rate,
         batch=spec.batch,
         warmup=0.0,
@@ -144,6 +147,9 @@ def train_locally(
         seed=seed,
     )
     callbacks = (Anchor(model, spec.proximal),) if spec.proximal else ()
+    if spec.calibrate and isinstance(kind, Classification):
+        own = Calibrated.to(rows["labels"], model.config.num_labels, spec.calibrate)
+        kind = cast("Kind", own)
     with tempfile.TemporaryDirectory() as work:
         train(
             network,

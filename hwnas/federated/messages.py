@@ -40,8 +40,8 @@ class Hello(_Message):
 
     name: str
     tier: str
-    rows: int  # that it trains on
-    labels: list[str]
+    rows: int = 0  # that it trains on; not said where privacy counts
+    labels: list[str] = []
 
 
 class Work(_Message):
@@ -57,15 +57,16 @@ class Work(_Message):
     genome: list[list[int]]
     labels: list[str]
     smaller: list[list[list[int]]] = []
+    steps: int = 0
     rate: float = 0.0
     seed: int = 0
 
 
 class Done(_Message):
-    """What a client says of its work, beside the weights."""
+    """What a client says of its work, beside the weights; only the time where privacy counts."""
 
-    rows: int
-    loss: float  # on its held-out rows, with the weights as they came
+    rows: int = 1
+    loss: float | None = None  # on its held-out rows, with the weights as they came
     score: float | None = None
     seconds: float
 
@@ -91,7 +92,7 @@ def pack(said: BaseModel, arrays: ArrayRecord | None = None) -> RecordDict:
     if arrays is not None:
         content[ARRAYS] = arrays
     if isinstance(said, Done):  # what Flower's own strategies and mods look for
-        content[_METRICS] = MetricRecord({"num-examples": said.rows, "loss": said.loss})
+        content[_METRICS] = MetricRecord({"num-examples": said.rows})
     return content
 
 

@@ -68,6 +68,7 @@ class TierSpec(Settings):
     # in simulations, of the clients; of real ones, each says its tier
     share: float = Field(1.0, gt=0)
     memory_mb: float | None = Field(None, gt=0)  # for training, that a client has
+    steps: int | None = Field(None, ge=1)  # of its clients in a round, instead of `local.steps`
 
     @field_validator("budget")
     @classmethod
@@ -99,6 +100,8 @@ class LocalSpec(Settings):
     distill_weight: float = Field(0.7, ge=0, le=1)  # of what the largest says, for the nested ones
     temperature: float = Field(2.0, gt=0)
     proximal: float = Field(0.0, ge=0)  # weight of the distance from the server's weights (FedProx)
+    # of a client's own shares of classes, by which its loss corrects its logits
+    calibrate: float = Field(1.0, ge=0)
     freeze_embeddings: bool = True  # of the words: they are never sent then
     threads: int = Field(1, ge=1)
 
@@ -117,6 +120,20 @@ class AggregationSpec(Settings):
     rate: float = Field(1.0, gt=0)  # of that optimizer
     momentum: float = Field(0.9, ge=0, lt=1)
     largest_norm: float | None = Field(None, gt=0)  # of an update; a larger one is scaled down
+
+
+class PrivacySpec(Settings):
+    """Noise on clients' updates, and what it promises; see `privacy`.
+
+    Attributes:
+        kind: who adds it: the server to the sum of a round (`central`: it must be trusted), or
+            each client to its own update before it is sent (`local`).
+    """
+
+    kind: Literal["central", "local"]
+    clip: float = Field(gt=0)  # norm of an update, at most; of narrower parts, in proportion
+    noise: float = Field(gt=0)  # standard deviation, of each number, in units of `clip`
+    delta: float = Field(1e-5, gt=0, lt=1)
 
 
 class EvaluationSpec(Settings):
@@ -146,6 +163,7 @@ class FederatedRecipe(Settings):
     clients: ClientsSpec = ClientsSpec()
     local: LocalSpec = LocalSpec()
     aggregation: AggregationSpec = AggregationSpec()
+    privacy: PrivacySpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     # every tier's blocks at one share of their widths, or the widths of most importance in sum
     structure: Literal["uniform", "importance"] = "uniform"
@@ -195,6 +213,29 @@ class FederatedRecipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_leaks(self) -> FederatedRecipe:
+        if self.privacy is None:
+            return self
+        for setting, value, needed in (
+            ("importance", self.importance, "magnitude"),
+            ("aggregation.rule", self.aggregation.rule, "mean"),
+            ("aggregation.weigh", self.aggregation.weigh, "clients"),
+            ("aggregation.few", self.aggregation.few, 0),
+            ("evaluation.clients", self.evaluation.clients, False),
+        ):
+            if value != needed:
+                said = str(needed).lower()
+                raise ValueError(
+                    f"{setting}: {str(value).lower()} would tell of clients' rows, or weigh them, "
+                    f"outside what privacy counts; with privacy it must be {said}"
+                )
+        if self.labels is None and self.task.kind_name in ("classification", "tokens"):
+            raise ValueError(
+                "labels: with privacy clients do not report theirs; give the names here"
+            )
+        return self
+
     @field_validator("labels")
     @classmethod
     def _labels(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -205,6 +246,11 @@ class FederatedRecipe(Settings):
     def asked(self, clients: int) -> int:
         """How many of so many clients take part in a round."""
         return max(1, math.ceil(self.clients.share * clients - 1e-9))
+
+    def steps_at(self, tier: str) -> int:
+        """Local steps of a tier's clients in a round."""
+        given = next(one.steps for one in self.tiers if one.name == tier)
+        return given or self.local.steps
 
     def rate_at(self, number: int) -> float:
         """The clients' learning rate in round `number`, from 1."""
@@ -227,3 +273,19 @@ def load_federated(path: Path) -> FederatedRecipe:
     from hwnas.recipe import read_recipe
 
     return validate(FederatedRecipe, read_recipe(path), where=str(path))
+
+
+def with_changes(
+    recipe: FederatedRecipe, *, clients: int | None = None, seed: int | None = None
+) -> FederatedRecipe:
+    """The recipe with options of the command line in place of its own, validated again.
+
+    Raises:
+        UserError: they do not go with the rest.
+    """
+    value = recipe.model_dump(mode="json")
+    if clients is not None:
+        value["clients"]["count"] = clients
+    if seed is not None:
+        value["seed"] = seed
+    return validate(FederatedRecipe, value, where="options")

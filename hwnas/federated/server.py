@@ -13,7 +13,7 @@ import statistics
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import HwnasError, UserError
-from hwnas.federated.aggregation import Update, aggregator, clipped, norm
+from hwnas.federated.aggregation import Aggregator, Update, aggregator, clipped, norm
 from hwnas.federated.client import original_of
 from hwnas.federated.exchange import Answer, Request, ask
 from hwnas.federated.messages import (
@@ -41,6 +41,7 @@ from hwnas.federated.messages import (
 )
 from hwnas.federated.parts import Part, Tensors
 from hwnas.federated.population import load_simulated
+from hwnas.federated.privacy import NoisySum, epsilon, largest_norm
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server_optimizers import ServerOptimizer
 from hwnas.federated.state import ServerState
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 EVENTS = "events.jsonl"
 ROUNDS = "rounds.jsonl"
+_NUMBER = 4  # bytes of a weight
 _LOOK_S = 0.5  # between two looks for clients that connect
 
 
@@ -188,13 +190,7 @@ class Federation:
     def client_importance(self, state: ServerState) -> Importance | None:
         """The sum of the scores that clients of the largest tier find on their own rows."""
         largest = max(self.recipe.tiers, key=lambda tier: _share(tier, self.tables[tier.name]))
-        full = state.network.full
-        part = Part.of(
-            state.network.model.config,
-            full,
-            self.recipe.task.task_kind.task,
-            freeze_embeddings=self.recipe.local.freeze_embeddings,
-        )
+        full, part = state.network.full, self.whole_part(state)
         content = pack(
             Work(number=0, genome=full.genome, labels=state.labels),
             weights(part.cut(state.tensors)),
@@ -222,10 +218,20 @@ class Federation:
             ffn=tuple(total[f"ffn.{i}"] for i in range(depth)),
         )
 
+    def whole_part(self, state: ServerState) -> Part:
+        """All that is trained."""
+        return Part.of(
+            state.network.model.config,
+            state.network.full,
+            self.recipe.task.task_kind.task,
+            freeze_embeddings=self.recipe.local.freeze_embeddings,
+        )
+
     def round(self, state: ServerState, number: int) -> Round:
         """Train, aggregate, judge, and keep what came of it."""
         begin = time.perf_counter()
         self.greet(number)
+        self.arrange(state, number)
         found = self.train(state, number)
         state.number = number
         spec = self.recipe.evaluation
@@ -240,12 +246,19 @@ class Federation:
         self.directory.append(ROUNDS, found.model_dump(mode="json"))
         return found
 
+    def arrange(self, state: ServerState, number: int) -> None:
+        """Choose which heads and neurons are the first ones in a round; here they stay."""
+
     def chosen(self, number: int) -> list[int]:
         """Nodes that a round asks; drawn by the seed from those that are there."""
         nodes = sorted(self.roster, key=lambda node: self.roster[node].name)
         if not nodes:
             return []
         rng = random.Random(f"{self.recipe.seed}/{number}/clients")
+        private = self.recipe.privacy
+        if private is not None and private.kind == "central":
+            # each by itself, as the account of privacy assumes
+            return [node for node in nodes if rng.random() < self.recipe.clients.share]
         picked = rng.sample(range(len(nodes)), self.recipe.asked(len(nodes)))
         return [nodes[i] for i in sorted(picked)]
 
@@ -256,6 +269,7 @@ class Federation:
         sent: dict[str, Tensors] = {}
         packed: dict[str, ArrayRecord] = {}
         nodes = self.chosen(number)
+        whole = self.whole_part(state)
 
         def requests() -> Iterator[Request]:
             for node in nodes:
@@ -266,7 +280,7 @@ class Federation:
                 work = self.work(state, hello, number)
                 yield Request(node, "train", pack(work, packed[hello.tier]))
 
-        combined = aggregator(recipe.aggregation, before)
+        combined = self.aggregator(state, parts)
         losses: list[tuple[float, int]] = []
         down = up = 0
         steps = 0.0
@@ -284,15 +298,19 @@ class Federation:
                 piece.name: after[piece.name] - sent[hello.tier][piece.local]
                 for piece in part.trained
             }
-            most = recipe.aggregation.largest_norm
+            most = self.largest_norm(part, whole)
             if most is not None and norm(change) > most:
-                self.event("clipped", number, hello.name, f"norm {norm(change):.3g}")
+                if recipe.privacy is None:
+                    self.event("clipped", number, hello.name, f"norm {norm(change):.3g}")
                 change = clipped(change, most)
             weight = float(done.rows) if recipe.aggregation.weigh == "examples" else 1.0
             combined.add(Update(part, change, max(weight, 1.0)))
-            losses.append((done.loss, done.rows))
+            if done.loss is not None:
+                losses.append((done.loss, done.rows))
             steps += self.steps_of(state, state.tiers[hello.tier])
-        if combined.count >= recipe.clients.least:
+        # noise is added whoever came, or its absence would tell
+        noisy = isinstance(combined, NoisySum)
+        if noisy or combined.count >= recipe.clients.least:
             state.optimizer.step(before, combined.finish())
         else:
             self.event("too few", number, why=f"{combined.count} answers")
@@ -307,6 +325,26 @@ class Federation:
             seconds=0.0,
         )
 
+    def aggregator(self, state: ServerState, parts: Mapping[str, Part]) -> Aggregator:
+        """How this round's updates become one change."""
+        private = self.recipe.privacy
+        if private is None or private.kind == "local":
+            return aggregator(self.recipe.aggregation, state.tensors)
+        shapes = {name: tensor.shape for name, tensor in state.tensors.items()}
+        clients = Counter(hello.tier for hello in self.roster.values())
+        expected: dict[Part, float] = {}
+        for tier, count in clients.items():
+            part = parts[tier]
+            expected[part] = expected.get(part, 0.0) + count * self.recipe.clients.share
+        return NoisySum(shapes, private, expected)
+
+    def largest_norm(self, part: Part, whole: Part) -> float | None:
+        """What an update's norm may be; a client that hides it has clipped it before."""
+        private = self.recipe.privacy
+        if private is None:
+            return self.recipe.aggregation.largest_norm
+        return largest_norm(private, part, whole) if private.kind == "central" else None
+
     def work(self, state: ServerState, hello: Hello, number: int) -> Work:
         """What a client trains in a round."""
         tier = state.tiers[hello.tier]
@@ -316,6 +354,7 @@ class Federation:
             genome=tier.genome,
             labels=state.labels,
             smaller=[other.genome for other in nested],
+            steps=self.recipe.steps_at(hello.tier),
             rate=self.recipe.rate_at(number),
             seed=zlib.crc32(f"{self.recipe.seed}/{number}/{hello.name}".encode()) % 2**31,
         )
@@ -326,7 +365,7 @@ class Federation:
         smaller = [other.macs for other in state.smaller(tier)]
         count = min(local.nested, len(smaller))
         nested = count * statistics.mean(smaller) if count else 0.0
-        return local.steps * (tier.macs + nested)
+        return self.recipe.steps_at(tier.name) * (tier.macs + nested)
 
     @cached_property
     def test(self) -> Dataset | None:
@@ -367,7 +406,7 @@ class Federation:
             sent += answer.down
             try:
                 done = unpack(_content(answer), Done)
-                if done.score is None:
+                if done.score is None or done.loss is None:
                     raise GarbledError("no score")
             except HwnasError as error:
                 self.event("not judged", number, hello.name, str(error))
@@ -420,11 +459,19 @@ def _test_rows(recipe: FederatedRecipe) -> Dataset:
     return task.kind.encode(rows, tokenizer, recipe.length)
 
 
-def federate(grid: Grid, recipe: FederatedRecipe, out: Path, *, resume: bool) -> FederatedSummary:
+def federate(
+    grid: Grid,
+    recipe: FederatedRecipe,
+    out: Path,
+    *,
+    resume: bool,
+    kind: type[Federation] = Federation,
+) -> FederatedSummary:
     """Run a recipe over Flower's grid; write models and `summary.json` in the folder `out`.
 
     Args:
         resume: go on with the run in `out`, if there is one.
+        kind: of the server's rounds.
 
     Raises:
         UserError, BudgetError: as `check` and `Federation.start`.
@@ -435,7 +482,7 @@ def federate(grid: Grid, recipe: FederatedRecipe, out: Path, *, resume: bool) ->
     directory = RunDirectory.open(out, recipe, resume, load=load_federated)
     try:
         tables = tables_of(recipe, load_config(recipe.model), out / "tables")
-        federation = Federation(grid, recipe, directory, tables)
+        federation = kind(grid, recipe, directory, tables)
         state = federation.run()
         return finish(federation, state, time.perf_counter() - begin)
     finally:
@@ -471,10 +518,8 @@ def finish(federation: Federation, state: ServerState, seconds: float) -> Federa
                 path=f"tiers/{name}/model",
             )
         )
-    whole = sum(
-        parameter.numel() * parameter.element_size()
-        for parameter in state.network.model.parameters()
-    )
+    whole = sum(parameter.numel() for parameter in state.network.model.parameters())
+    trained = federation.whole_part(state).numel
     events = Counter(
         line["event"] for line in federation.directory.lines(EVENTS) if "round" in line
     )
@@ -489,8 +534,11 @@ def finish(federation: Federation, state: ServerState, seconds: float) -> Federa
         tiers=results,
         down_bytes=sum(one.down_bytes for one in rounds),
         up_bytes=sum(one.up_bytes for one in rounds),
-        everything_bytes=sum(2 * one.asked * whole for one in rounds),
+        trained_bytes=sum(2 * one.asked * _NUMBER * trained for one in rounds),
+        everything_bytes=sum(2 * one.asked * _NUMBER * whole for one in rounds),
         steps=sum(one.steps for one in rounds),
+        epsilon=epsilon(recipe),
+        delta=recipe.privacy.delta if recipe.privacy else None,
         events=dict(sorted(events.items())),
         seconds=round(seconds, 1),
     )

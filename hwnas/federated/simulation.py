@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
 
+    from hwnas.federated.server import Federation
     from hwnas.federated.summary import FederatedSummary
 
 
@@ -28,12 +29,18 @@ def require_flower() -> None:
 
 
 def simulate(
-    recipe: FederatedRecipe, out: Path, *, resume: bool = False, workers: int | None = None
+    recipe: FederatedRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    kind: type[Federation] | None = None,
 ) -> FederatedSummary:
     """Run a recipe with as many virtual clients as it has, on `workers` processes.
 
     Args:
         workers: by default one for each core that this process may use.
+        kind: of the server's rounds; by default `server.Federation`.
 
     Raises:
         UserError, BudgetError: as `server.federate`.
@@ -52,7 +59,7 @@ def simulate(
     ended: list[FederatedSummary | HwnasError] = []
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         run_simulation(
-            server_app=_server_app(recipe, out, resume, ended),
+            server_app=_server_app(recipe, out, resume, kind, ended),
             client_app=client_app(recipe),
             num_supernodes=recipe.clients.count,
             backend_config={
@@ -73,19 +80,24 @@ def simulate(
 
 
 def _server_app(
-    recipe: FederatedRecipe, out: Path, resume: bool, ended: list[FederatedSummary | HwnasError]
+    recipe: FederatedRecipe,
+    out: Path,
+    resume: bool,
+    kind: type[Federation] | None,
+    ended: list[FederatedSummary | HwnasError],
 ) -> ServerApp:
     """An app that leaves its summary, or the user's error, in `ended`."""
     from flwr.serverapp import ServerApp
 
-    from hwnas.federated.server import federate
+    from hwnas.federated.server import Federation, federate
 
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            ended.append(federate(grid, recipe, out, resume=resume))
+            rounds = kind or Federation
+            ended.append(federate(grid, recipe, out, resume=resume, kind=rounds))
         except HwnasError as error:
             ended.append(error)
 

@@ -75,8 +75,9 @@ class FederatedSummary(Record):
     """`summary.json` of a federated run.
 
     Attributes:
-        everything_bytes: what sending the whole trained model both ways to everybody asked would
-            have come to.
+        trained_bytes: what sending all trained weights both ways to everybody asked would have
+            come to.
+        everything_bytes: the same with the word embeddings, trained or not.
     """
 
     model: str
@@ -89,7 +90,10 @@ class FederatedSummary(Record):
     tiers: list[TierResult]
     down_bytes: int
     up_bytes: int
+    trained_bytes: int
     everything_bytes: int
     steps: float
+    epsilon: float | None = None  # of privacy, at `delta`
+    delta: float | None = None
     events: dict[str, int]
     seconds: float

@@ -184,8 +184,8 @@ class PlannedTrainer(Trainer):
         if writes(inner):
             said = say(model, inner, inputs)
             return said, self.kind.hard_loss(said, inputs)
-        outputs = model(**inputs)
-        return outputs, outputs.loss
+        outputs = model(**questions(inputs))
+        return outputs, self.kind.hard_loss(outputs, inputs)
 
     @cached_property
     def _variances(self) -> torch.Tensor:
