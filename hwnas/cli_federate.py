@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hwnas.console import Json, print_json, print_rich, quiet
-from hwnas.errors import UserError
+from hwnas.errors import BudgetError, UserError
+
+if TYPE_CHECKING:
+    from hwnas.federated.summary import FederatedSummary
 
 
 def federate(
@@ -71,12 +74,31 @@ def federate(
         from hwnas.federated.simulation import simulate as run_simulation
 
         require_flower()
+        from hwnas.federated.handover import hand_over
+
         check(settings)
         found = run_simulation(settings, folder, resume=resume, workers=workers)
-    if json:
-        print_json(found)
-        return
-    from hwnas.report.federated import render
+        found = hand_over(settings, folder, found)
+    _print(found, folder, json)
 
-    print_rich(render(found))
-    print_rich(f"models: {folder / 'tiers'}")
+
+def _print(summary: FederatedSummary, folder: Path, json: bool) -> None:
+    """Print how a run ended; a tier's budget that was missed in the end is an error."""
+    if json:
+        print_json(summary)
+    else:
+        from hwnas.report.federated import render
+
+        print_rich(render(summary))
+        print_rich(f"models: {folder / 'tiers'}")
+        if (folder / "report.html").exists():
+            print_rich(f"report: {folder / 'report.html'}")
+    missed = [tier for tier in summary.tiers if tier.met is False]
+    if missed:
+        said = "; ".join(
+            f"tier {tier.name}: measured here at {tier.measured_ms:.3g} ms, "
+            f"{100 * (tier.ratio or 0):.0f} % of the whole model"
+            for tier in missed
+        )
+        said += ": over its budget; measure its table here, or lower the budget"
+        raise BudgetError(said)

@@ -84,9 +84,12 @@ class TierSpec(Settings):
     @classmethod
     def _target(cls, value: str) -> str:
         try:
-            return str(Target.parse(value))
+            target = Target.parse(value)
         except UserError as error:
             raise ValueError(str(error)) from None
+        if target.phase != "encode" or target.precision != "fp32":
+            raise ValueError(f"{value}: federated models are encoders, served in fp32")
+        return str(target)
 
 
 class LocalSpec(Settings):

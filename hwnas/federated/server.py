@@ -561,8 +561,6 @@ def check(recipe: FederatedRecipe) -> None:
     shape = find_shape(config)
     for tier in recipe.tiers:
         target = Target.parse(tier.target)
-        if target.phase != "encode":
-            raise UserError(f"tiers: {tier.name}: phase={target.phase} is of language models")
         require(target)
         if tier.table is not None:
             table = LatencyTable.find(tier.table)

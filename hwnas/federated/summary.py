@@ -54,6 +54,8 @@ class TierResult(Record):
         score: on the server's test rows; None where it has none.
         clients, mean, least, spread: how many clients judged it on their own rows, the mean of
             their scores, the lowest, and their standard deviation.
+        measured_ms, ratio, met, size_mb: of its exported files on this machine: the latency, as a
+            share of the whole model's, whether the tier's budget is met, and what is on disk.
     """
 
     name: str
@@ -69,6 +71,10 @@ class TierResult(Record):
     least: float | None
     spread: float | None
     path: str
+    measured_ms: float | None = None
+    ratio: float | None = None
+    met: bool | None = None
+    size_mb: float | None = None
 
 
 class FederatedSummary(Record):

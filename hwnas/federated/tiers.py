@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _MB = 1e6
 _TRAINED = 16  # bytes of a trained number: itself, its gradient, two moments
 _NUMBER = 4
+_MARGIN = 0.02  # of a budget, that the prediction stays below it
 
 
 class Tier(BaseModel):
@@ -182,7 +183,7 @@ def _largest(device: Device, space: SearchSpace, fit: Fit, tokens: int) -> Subne
     budget, memory = device.budget_ms(), device.spec.memory_mb
     chosen = space.largest
     if budget is not None:
-        chosen = fit.best(space, budget)
+        chosen = fit.best(space, (1 - _MARGIN) * budget)
     while memory is not None and memory_mb(chosen, fit.shape, tokens) > memory:
         try:
             chosen = fit.best(space, 0.95 * fit.predictor.predict(chosen))

@@ -16,14 +16,16 @@ _MB = 1e6
 def render(summary: FederatedSummary) -> Group:
     """Every tier's model, what travelled, and what went wrong with clients."""
     table = Table(title=f"{summary.model} on {summary.task}, {summary.rounds} rounds")
-    for name in ("tier", "params", "predicted", "of whole", summary.metric, "clients", "lowest"):
+    names = ("tier", "params", "predicted", "measured", "of whole", summary.metric)
+    for name in (*names, "clients", "lowest"):
         table.add_column(name, justify="left" if name == "tier" else "right")
     for tier in summary.tiers:
         table.add_row(
             tier.name,
             f"{tier.params / _MB:.1f} M",
             f"{tier.predicted_ms:.3g} ms",
-            f"{100 * tier.predicted_ms / tier.whole_ms:.0f} %",
+            "-" if tier.measured_ms is None else f"{tier.measured_ms:.3g} ms",
+            f"{100 * (tier.ratio or tier.predicted_ms / tier.whole_ms):.0f} %",
             _number(tier.score),
             _number(tier.mean),
             _number(tier.least),
