@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
 EVENTS = "events.jsonl"
 ROUNDS = "rounds.jsonl"
+_SILENT = 3  # rounds without any answer, after which a run is given up
 _NUMBER = 4  # bytes of a weight
 _LOOK_S = 0.5  # between two looks for clients that connect
 
@@ -97,15 +98,26 @@ class Federation:
         self.directory.append(EVENTS, {"time": time.time()} | about)
 
     def run(self) -> ServerState:
-        """All rounds that are missing."""
+        """All rounds that are missing.
+
+        Raises:
+            HwnasError: nobody answers any more, which is more than clients' troubles.
+        """
         self.greet(0, patient=True)
         state = ServerState.find(self.path, self.recipe) or self.start()
         done = [line for line in self.directory.lines(ROUNDS) if line["number"] <= state.number]
         self.directory.rewrite(ROUNDS, done)
         with bar("rounds", self.recipe.rounds) as advance:
             advance(state.number)
+            silent = 0
             for number in range(state.number + 1, self.recipe.rounds + 1):
-                self.round(state, number)
+                found = self.round(state, number)
+                silent = 0 if found.answered or not found.asked else silent + 1
+                if silent == _SILENT:
+                    raise HwnasError(
+                        f"none of the {found.asked} clients that were asked has answered for "
+                        f"{silent} rounds; see {self.path / EVENTS}, and go on with --resume"
+                    )
                 advance(1)
         return state
 

@@ -12,6 +12,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message
 from in_process import InProcess
 
+from hwnas.errors import HwnasError
 from hwnas.federated.client import client_app
 from hwnas.federated.parts import Part
 from hwnas.federated.recipe import FederatedRecipe
@@ -255,6 +256,13 @@ def test_a_round_with_too_few_answers_changes_nothing(make_recipe: Make, tmp_pat
     clean = make_recipe(rounds=1, clients={"least": 4}, evaluation={"clients": False})
     _run(clean, tmp_path / "clean")
     assert _apart(_weights(tmp_path / "run"), _weights(tmp_path / "clean")) > 1e-5
+
+
+def test_a_run_that_nobody_answers_any_more_is_given_up(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe(rounds=9, evaluation={"clients": False, "every": 9})
+    with pytest.raises(HwnasError, match="none of the 4 clients .* for 3 rounds"):
+        _run(recipe, tmp_path / "run", faults=dict.fromkeys(range(4), _fails))
+    assert len((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean", "krum"])
