@@ -260,7 +260,7 @@ def test_a_round_with_too_few_answers_changes_nothing(make_recipe: Make, tmp_pat
 
 def test_a_run_that_nobody_answers_any_more_is_given_up(make_recipe: Make, tmp_path: Path) -> None:
     recipe = make_recipe(rounds=9, evaluation={"clients": False, "every": 9})
-    with pytest.raises(HwnasError, match="none of the 4 clients .* for 3 rounds"):
+    with pytest.raises(HwnasError, match="none of the 4 clients"):
         _run(recipe, tmp_path / "run", faults=dict.fromkeys(range(4), _fails))
     assert len((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()) == 3
 
