@@ -28,12 +28,13 @@ export PIP_FIND_LINKS ?= $(wildcard /opt/wheels)
 PIP_INSTALL = $(BIN)/python -m pip install -c constraints.txt \
 	2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 
-.PHONY: help setup demo demo-llm test lint bench docs clean
+.PHONY: help setup demo demo-llm demo-federated test lint bench docs clean
 
 help:
 	@echo "make setup   install everything into .venv (10 minutes, 3 GB)"
 	@echo "make demo    shrink a real model to half and a third of its latency, into runs/demo"
 	@echo "make demo-llm  shrink a small language model, into runs/demo-llm, and ask it (25 minutes)"
+	@echo "make demo-federated  twelve clients, three tiers, into runs/demo-federated (10 minutes)"
 	@echo "make test    run all tests"
 	@echo "make lint    ruff, mypy --strict"
 	@echo "make bench   every benchmark, --quick"
@@ -62,6 +63,9 @@ demo: $(READY)
 demo-llm: $(READY)
 	$(BIN)/hwnas run demo-llm --out runs/demo-llm --resume
 	$(BIN)/hwnas ask runs/demo-llm --tokens 24 $$'Tweet: my flight is cancelled again, thanks a lot\nMood:'
+
+demo-federated: $(READY)
+	$(BIN)/hwnas federate demo --out runs/demo-federated --resume
 
 # In two processes, a test file in one of them; then what must not run beside others. What fails in
 # the first is run again alone: a measurement may be off beside another process, and must hold then.

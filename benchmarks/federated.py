@@ -31,8 +31,7 @@ import torch
 from record import ROOT, Results, options
 
 from hwnas.federated.client import Client, Identity, original_of
-from hwnas.federated.local import train_locally
-from hwnas.federated.messages import Work
+from hwnas.federated.local import Trainee, train_locally
 from hwnas.federated.population import deal, load_simulated
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server import Federation
@@ -196,14 +195,15 @@ def alone(recipe: FederatedRecipe) -> dict[str, Any]:
         client = Client(text, Identity(f"client-{number:04}", partition=number))
         labels = client.hello().labels
         tier = tiers[name]
-        part = Part.of(model.config, tier.subnetwork, kind.task, freeze_embeddings=True)
-        work = Work(number=0, genome=tier.genome, labels=labels)
-        mine = client.model(work, part.cut(network.model.state_dict()))
+        part = Part.of(model.config, tier.subnetwork, kind.task, recipe.method)
+        original = original_of(text, tuple(labels))
+        arrays = original.embeddings | part.cut(network.model.state_dict())
+        mine = Trainee.of_weights(model.config, tier.subnetwork, kind.task, arrays)
         cost = {other.name: other.macs for other in tiers.values()}
         steps = round(recipe.rounds * recipe.steps_at(name) * spent(name, cost) / cost[name])
         seconds += train_locally(
             mine,
-            original_of(recipe, tuple(labels))[2],
+            original.tokenizer,
             client.encoded(labels, "train"),
             kind,
             recipe.local.model_copy(update={"nested": 0}),
@@ -212,8 +212,9 @@ def alone(recipe: FederatedRecipe) -> dict[str, Any]:
             rate=recipe.local.rate / 2,  # the mean of what falls to a tenth
             seed=recipe.seed * 100 + number,
         )
-        scores[name].append(kind.score(metric, predict(mine, test), test))
-        own[name].append(client._judge(mine, labels)[1])
+        scores[name].append(kind.score(metric, predict(mine.model, test), test))
+        held = client.encoded(labels, "held_out")
+        own[name].append(kind.score(metric, predict(mine.model, held), held))
     return {
         "scores": {name: statistics.mean(found) for name, found in scores.items()},
         "clients": {name: statistics.mean(found) for name, found in own.items()},
@@ -244,7 +245,7 @@ def central(recipe: FederatedRecipe) -> dict[str, Any]:
     cost = {"large": 1.0, "medium": 0.6, "small": 0.35}
     each = [recipe.steps_at(name) * spent(name, cost) for name in dealt_tiers(recipe)]
     steps = round(recipe.rounds * sum(each))
-    tokenizer = original_of(recipe, tuple(task.labels))[2]
+    tokenizer = original_of(text, tuple(task.labels)).tokenizer
     optimization = Optimization(
         steps=steps, learning_rate=RATE, batch=BATCH, freeze_embeddings=True, checkpoint_every=0
     )

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def federate(
-    recipe: Annotated[Path, typer.Argument(help="A federated recipe (YAML).")],
+    recipe: Annotated[
+        Path, typer.Argument(help="Federated recipe (YAML), or a shipped one: demo.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Run directory; on a SuperLink, on its machine.")
     ] = None,

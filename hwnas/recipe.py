@@ -6,7 +6,7 @@ that ran stands in the run directory, so a run can be repeated and resumed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -223,9 +223,9 @@ def _flat(value: Any, at: str = "") -> dict[str, Any]:
     return flat
 
 
-def shipped_recipes() -> dict[str, Traversable]:
-    """The recipes that hwnas ships, by name."""
-    folder = resources.files("hwnas.recipes")
+def shipped_recipes(package: str = "hwnas.recipes") -> dict[str, Traversable]:
+    """The recipes that hwnas ships, by name; those of federated runs are a package of their own."""
+    folder = resources.files(package)
     found = {entry.name: entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
     return {name.removesuffix(".yaml"): found[name] for name in sorted(found)}
 
@@ -236,16 +236,15 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UserError: the file is missing, is not YAML, or a key or value is wrong; names it.
     """
-    return validate(Recipe, read_recipe(path), where=str(path))
+    return validate(Recipe, read_recipe(path, shipped_recipes()), where=str(path))
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path, shipped: Mapping[str, Traversable]) -> dict[str, Any]:
     """The keys and values in a YAML file, or in the shipped recipe of this name.
 
     Raises:
         UserError: the file is missing or is not YAML.
     """
-    shipped = shipped_recipes()
     try:
         if not path.exists() and str(path) in shipped:
             text = shipped[str(path)].read_text(encoding="utf-8")

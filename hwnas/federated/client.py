@@ -9,14 +9,24 @@ the original model's config, tokenizer and word embeddings. A virtual client tak
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import HwnasError, UserError
-from hwnas.federated.messages import Done, Failed, Hello, Work, arrays_of, pack, unpack, weights
+from hwnas.federated.messages import (
+    ORDER,
+    Done,
+    Failed,
+    Hello,
+    Work,
+    arrays_of,
+    pack,
+    unpack,
+    weights,
+)
 from hwnas.federated.population import (
     Holding,
     deal,
@@ -29,6 +39,7 @@ from hwnas.federated.population import (
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.tiers import dealt_tiers
 from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.kinds import encode_training
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,6 +47,8 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hwnas.elastic.supernet import SuperNetwork
+    from hwnas.federated.local import Trainee
     from hwnas.federated.parts import Part, Tensors
     from hwnas.tasks.kinds import Kind
 
@@ -145,18 +158,21 @@ class Client:
         """This client's rows in tokens; `split` is `train` or `held_out`."""
         return _encoded(self.text, self.who, tuple(labels), split)
 
-    def model(self, work: Work, arrays: Tensors) -> PreTrainedModel:
+    def trainee(self, work: Work, content: RecordDict) -> Trainee:
         """The dense model whose weights came."""
-        from hwnas.federated.local import build
+        from hwnas.federated.local import Trainee
 
-        config, frozen, _ = self._original(work.labels)
-        own = frozen if self.recipe.local.freeze_embeddings else {}
-        return build(config, Subnetwork.of(work.genome), self.kind.task, own | arrays)
+        recipe, subnetwork = self.recipe, Subnetwork.of(work.genome)
+        arrays, labels = arrays_of(content), tuple(work.labels)
+        if recipe.train == "all":
+            original = original_of(self.text, labels)
+            own = original.embeddings if recipe.local.freeze_embeddings else {}
+            config, task = original.config, self.kind.task
+            return Trainee.of_weights(config, subnetwork, task, own | arrays)
+        whole = sorted_of(self.text, labels, Scores(arrays_of(content, ORDER)))
+        return Trainee.of_adapters(whole, subnetwork, recipe.method, arrays)
 
-    def _original(self, labels: list[str]) -> tuple[Any, Tensors, PreTrainedTokenizerBase]:
-        return original_of(self.recipe, tuple(labels))
-
-    def train(self, work: Work, arrays: Tensors) -> tuple[Done, Tensors]:
+    def train(self, work: Work, content: RecordDict) -> tuple[Done, Tensors]:
         """Train the part that came; returns it as it is then."""
         import torch
 
@@ -167,14 +183,15 @@ class Client:
 
         torch.set_num_threads(self.recipe.local.threads)
         own = Subnetwork.of(work.genome)
-        model = self.model(work, arrays)
+        trainee, before = self.trainee(work, content), arrays_of(content)
         nested = (within(own, Subnetwork.of(genome)) for genome in work.smaller)
         private = self.recipe.privacy
-        loss = None if private else self._judge(model, work.labels)[0]
+        loss = None if private else self._judge(trainee.model, work.labels)[0]
         rows = self.encoded(work.labels, "train")
+        original = original_of(self.text, tuple(work.labels))
         seconds = train_locally(
-            model,
-            self._original(work.labels)[2],
+            trainee,
+            original.tokenizer,
             rows,
             self.kind,
             self.recipe.local,
@@ -183,38 +200,32 @@ class Client:
             rate=work.rate,
             seed=work.seed,
         )
-        state = model.state_dict()
-        part = self._part(work.labels, own)
+        state = trainee.model.state_dict()
+        part = self._part(original.config, own)
         back = {piece.local: state[piece.local].detach().clone() for piece in part.trained}
         if private is None:
             return Done(rows=len(rows), loss=loss, seconds=seconds), back
         if private.kind == "local":
-            whole = self._part(
-                work.labels, Subnetwork.full(find_shape(self._original(work.labels)[0]))
-            )
-            change = {name: after - arrays[name] for name, after in back.items()}
+            full = Subnetwork.full(find_shape(original.config))
+            whole = self._part(original.config, full)
+            change = {name: after - before[name] for name, after in back.items()}
             noisy = hidden(change, private, largest_norm(private, part, whole))
-            back = {name: arrays[name] + noisy[name] for name in back}
+            back = {name: before[name] + noisy[name] for name in back}
         return Done(seconds=seconds), back
 
-    def _part(self, labels: list[str], subnetwork: Subnetwork) -> Part:
+    def _part(self, config: Any, subnetwork: Subnetwork) -> Part:
         """What is trained of a subnetwork of the whole model."""
         from hwnas.federated.parts import Part
 
-        return Part.of(
-            self._original(labels)[0],
-            subnetwork,
-            self.kind.task,
-            freeze_embeddings=self.recipe.local.freeze_embeddings,
-        )
+        return Part.of(config, subnetwork, self.kind.task, self.recipe.method)
 
-    def evaluate(self, work: Work, arrays: Tensors) -> Done:
+    def evaluate(self, work: Work, content: RecordDict) -> Done:
         """Judge the model that came on the client's held-out rows."""
         import torch
 
         torch.set_num_threads(self.recipe.local.threads)
         begin = time.perf_counter()
-        loss, score = self._judge(self.model(work, arrays), work.labels)
+        loss, score = self._judge(self.trainee(work, content).model, work.labels)
         return Done(
             rows=len(self.encoded(work.labels, "held_out")),
             loss=loss,
@@ -233,8 +244,8 @@ class Client:
             self.kind.score(self.recipe.task.usual_metric, answers, rows),
         )
 
-    def importance(self, work: Work, arrays: Tensors) -> tuple[Done, Tensors]:
-        """First-order scores of heads and neurons on a few of the client's rows."""
+    def importance(self, work: Work) -> tuple[Done, Tensors]:
+        """First-order scores of the original model's heads and neurons on a few rows."""
         import torch
 
         from hwnas.importance.kinds import measure
@@ -244,32 +255,86 @@ class Client:
         begin = time.perf_counter()
         rows = model_columns(self.encoded(work.labels, "train"))
         rows = rows.select(range(min(len(rows), self.recipe.importance_rows)))
-        collate = collator(self._original(work.labels)[2], rows)
+        original = original_of(self.text, tuple(work.labels))
+        collate = collator(original.tokenizer, rows)
         size = min(8, self.recipe.local.batch)
         batches = [
             dict(collate([rows[i] for i in range(at, min(at + size, len(rows)))]))
             for at in range(0, len(rows), size)
         ]
-        scores = measure(self.model(work, arrays), batches, loss_of=self.kind.probe)
+        model = load_original(self.recipe, tuple(work.labels))[0]
+        scores = measure(model, batches, loss_of=self.kind.probe)
         named = {f"heads.{i}": t for i, t in enumerate(scores.heads)}
         named |= {f"ffn.{i}": t for i, t in enumerate(scores.ffn)}
         seconds = time.perf_counter() - begin
         return Done(rows=len(rows), seconds=seconds), named
 
 
-def original_of(
-    recipe: FederatedRecipe, labels: tuple[str, ...]
-) -> tuple[Any, Tensors, PreTrainedTokenizerBase]:
-    """The original model's config for these labels, its word embeddings, its tokenizer."""
-    from hwnas.federated.local import original
+def load_original(
+    recipe: FederatedRecipe, labels: Sequence[str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The original model with a new head, the same for everybody, and its tokenizer."""
+    from hwnas.models import load_model
 
-    return original(
+    return load_model(
         recipe.model,
-        recipe.task.task_kind.task,
-        labels,
-        recipe.task.kind_name == "regression",
-        recipe.seed,
+        task=recipe.task.task_kind.task,
+        labels=list(labels) or None,
+        regression=recipe.task.kind_name == "regression",
+        seed=recipe.seed,
     )
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a client keeps of the original model."""
+
+    config: Any
+    embeddings: Tensors  # those of the words, by the parameter's name
+    tokenizer: PreTrainedTokenizerBase
+
+
+@lru_cache(maxsize=1)
+def original_of(text: str, labels: tuple[str, ...]) -> Original:
+    """The original model's config for these labels, its word embeddings, its tokenizer."""
+    from hwnas.anatomy.dense import take_apart
+    from hwnas.federated.methods import embeddings_of
+
+    model, tokenizer = load_original(recipe_of(text), labels)
+    names = embeddings_of(model)
+    frozen = {name: t.clone() for name, t in model.state_dict().items() if name in names}
+    take_apart(model)
+    return Original(model.config, frozen, tokenizer)
+
+
+class Scores:
+    """What heads and neurons are sorted by; equal where all numbers are."""
+
+    def __init__(self, scores: Tensors) -> None:
+        self.scores = scores
+        self._key = tuple((n, t.numpy().tobytes()) for n, t in sorted(scores.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scores) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@lru_cache(maxsize=1)
+def sorted_of(text: str, labels: tuple[str, ...], scores: Scores) -> SuperNetwork:
+    """The original model with its heads and neurons sorted as the server's are."""
+    from hwnas.elastic.supernet import SuperNetwork
+    from hwnas.importance.reordering import reorder
+    from hwnas.importance.scores import Importance
+
+    model, _ = load_original(recipe_of(text), labels)
+    network = SuperNetwork(model)
+    found = scores.scores
+    depth = len(network.blocks)
+    heads = tuple(found[f"heads.{i}"] for i in range(depth))
+    reorder(model, Importance(heads, tuple(found[f"ffn.{i}"] for i in range(depth))))
+    return network
 
 
 @lru_cache(maxsize=2 * _KEPT)
@@ -277,8 +342,11 @@ def _encoded(text: str, who: Identity, labels: tuple[str, ...], split: str) -> D
     recipe = recipe_of(text)
     held = holding_of(text, who, labels)
     rows = held.train if split == "train" else held.held_out
-    tokenizer = original_of(recipe, labels)[2]
-    return recipe.task.task_kind.encode(rows, tokenizer, recipe.length)
+    tokenizer = original_of(text, labels).tokenizer
+    kind = recipe.task.task_kind
+    if split == "train":
+        return encode_training(kind, rows, tokenizer, recipe.length)
+    return kind.encode(rows, tokenizer, recipe.length)
 
 
 @lru_cache(maxsize=1)
@@ -323,7 +391,7 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
     @app.query("importance")
     def importance(message: Message, context: Context) -> Message:
         def answer(client: Client, content: RecordDict) -> RecordDict:
-            done, scores = client.importance(unpack(content, Work), arrays_of(content))
+            done, scores = client.importance(unpack(content, Work))
             return pack(done, weights(scores))
 
         return answered(message, context, answer)
@@ -331,7 +399,7 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def answer(client: Client, content: RecordDict) -> RecordDict:
-            done, back = client.train(unpack(content, Work), arrays_of(content))
+            done, back = client.train(unpack(content, Work), content)
             return pack(done, weights(back))
 
         return answered(message, context, answer)
@@ -339,7 +407,7 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         def answer(client: Client, content: RecordDict) -> RecordDict:
-            return pack(client.evaluate(unpack(content, Work), arrays_of(content)))
+            return pack(client.evaluate(unpack(content, Work), content))
 
         return answered(message, context, answer)
 

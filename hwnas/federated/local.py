@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,11 +18,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hwnas.anatomy.dense import new_dense
+from hwnas.elastic.adapters import Adapters
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.federated.calibration import Calibrated
-from hwnas.federated.parts import Tensors, embeddings_of
+from hwnas.federated.methods import Method
 from hwnas.federated.recipe import LocalSpec
-from hwnas.models import load_model
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.classification import Classification
 from hwnas.training.trainer import Optimization, train
@@ -90,30 +89,45 @@ class Anchor(TrainerCallback):
                 parameter.grad.add_(parameter - self.before[name], alpha=self.weight)
 
 
-@lru_cache(maxsize=1)
-def original(
-    model: str, task: str, labels: tuple[str, ...], regression: bool, seed: int
-) -> tuple[Any, Tensors, PreTrainedTokenizerBase]:
-    """The original model's config, its word embeddings, and its tokenizer; kept by the process."""
-    whole, tokenizer = load_model(
-        model, task=task, labels=labels or None, regression=regression, seed=seed
-    )
-    names = embeddings_of(whole)
-    frozen = {name: t.clone() for name, t in whole.state_dict().items() if name in names}
-    return whole.config, frozen, tokenizer
+@dataclass(frozen=True)
+class Trainee:
+    """A client's own dense model, elastic, with the adapters that it trains, if any."""
 
+    network: SuperNetwork
+    adapters: Adapters | None
 
-def build(
-    config: Any, subnetwork: Subnetwork, task: str, arrays: Mapping[str, torch.Tensor]
-) -> PreTrainedModel:
-    """A dense model of the subnetwork with these weights."""
-    model = new_dense(config, subnetwork, task)
-    model.load_state_dict(dict(arrays), strict=True)
-    return model
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.network.model
+
+    @classmethod
+    def of_weights(
+        cls, config: Any, subnetwork: Subnetwork, task: str, arrays: Mapping[str, torch.Tensor]
+    ) -> Trainee:
+        """All of whose weights are given."""
+        model = new_dense(config, subnetwork, task)
+        model.load_state_dict(dict(arrays), strict=True)
+        return cls(SuperNetwork(model), None)
+
+    @classmethod
+    def of_adapters(
+        cls,
+        whole: SuperNetwork,
+        subnetwork: Subnetwork,
+        method: Method,
+        arrays: Mapping[str, torch.Tensor],
+    ) -> Trainee:
+        """A part of the frozen `whole`, beside which adapters and a head of these weights stand."""
+        network = SuperNetwork(whole.extract(subnetwork))
+        attached = method.attach(network)
+        state = network.model.state_dict()
+        for name, tensor in arrays.items():
+            state[name].copy_(tensor)
+        return cls(network, attached)
 
 
 def train_locally(
-    model: PreTrainedModel,
+    trainee: Trainee,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     kind: Kind,
@@ -131,7 +145,7 @@ def train_locally(
         smaller: nested subnetworks of the model.
     """
     begin = time.perf_counter()
-    network = SuperNetwork(model)
+    network, model = trainee.network, trainee.model
     optimization = Optimization(
         steps=steps,
         learning_rate=rate,
@@ -141,7 +155,8 @@ def train_locally(
         temperature=spec.temperature,
         states_weight=0.0,
         dropout=False,
-        freeze_embeddings=spec.freeze_embeddings,
+        freeze_embeddings=spec.freeze_embeddings and trainee.adapters is None,
+        adapters=trainee.adapters.spec if trainee.adapters else None,
         schedule="constant",
         checkpoint_every=0,
         seed=seed,
@@ -160,6 +175,7 @@ def train_locally(
             kind=kind,
             sandwich=Nested(network.full, tuple(smaller), spec.nested, seed),
             in_place=True,
+            attached=trainee.adapters,
             callbacks=callbacks,
             title="client",
         )

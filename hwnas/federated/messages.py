@@ -21,6 +21,7 @@ HELLO = "query.hello"
 IMPORTANCE = "query.importance"
 
 ARRAYS = "arrays"
+ORDER = "order"  # scores that heads and neurons are sorted by, where clients have frozen weights
 _JSON = "json"
 _METRICS = "metrics"
 
@@ -84,13 +85,17 @@ def weights(arrays: Tensors) -> ArrayRecord:
     return ArrayRecord(dict(arrays))
 
 
-def pack(said: BaseModel, arrays: ArrayRecord | None = None) -> RecordDict:
+def pack(
+    said: BaseModel, arrays: ArrayRecord | None = None, order: ArrayRecord | None = None
+) -> RecordDict:
     """A message's content."""
     from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
     content = RecordDict({_JSON: ConfigRecord({_JSON: said.model_dump_json()})})
     if arrays is not None:
         content[ARRAYS] = arrays
+    if order is not None:
+        content[ORDER] = order
     if isinstance(said, Done):  # what Flower's own strategies and mods look for
         content[_METRICS] = MetricRecord({"num-examples": said.rows})
     return content
@@ -118,13 +123,13 @@ def unpack(content: RecordDict, kind: type[Said]) -> Said:
         raise GarbledError(failed.error) from None
 
 
-def arrays_of(content: RecordDict) -> Tensors:
-    """The weights that came with a message.
+def arrays_of(content: RecordDict, name: str = ARRAYS) -> Tensors:
+    """The weights that came with a message, or what else is called so.
 
     Raises:
         GarbledError: there are none, or they cannot be read.
     """
-    record = content.array_records.get(ARRAYS)
+    record = content.array_records.get(name)
     if record is None:
         raise GarbledError("the message holds no weights")
     try:

@@ -16,7 +16,9 @@ import torch
 from hwnas.anatomy.dense import new_dense
 from hwnas.anatomy.modules import blocks
 from hwnas.elastic.residual import name_of, prefix
+from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import HwnasError
+from hwnas.federated.methods import Method
 from hwnas.subnetwork import DROPPED, Block, Subnetwork
 
 if TYPE_CHECKING:
@@ -56,16 +58,15 @@ class Part:
         config: PretrainedConfig | Any,
         subnetwork: Subnetwork,
         task: str,
-        *,
-        freeze_embeddings: bool,
+        method: Method,
     ) -> Part:
         """The part of a model with this config and a head for `task`; no weights are made."""
         with torch.device("meta"):
             dense = new_dense(config, subnetwork, task)
+            method.attach(SuperNetwork(dense))
         inside = f"{name_of(dense, blocks(dense))}."
         kept = [i for i, _ in subnetwork.kept]
-        frozen = embeddings_of(dense) if freeze_embeddings else set()
-        trained = {name for name, _ in dense.named_parameters()}
+        frozen, trained = method.frozen(dense), method.trained(dense)
         pieces = []
         for local, tensor in dense.state_dict().items():
             name = local
@@ -115,13 +116,6 @@ class Part:
                 raise UnfitError(f"tensor {piece.local} holds numbers that are not finite")
             found[piece.name] = tensor
         return found
-
-
-def embeddings_of(model: Any) -> set[str]:
-    """The names of the word embeddings' parameters."""
-    layer = model.get_input_embeddings()
-    own = name_of(model, layer)
-    return {f"{own}.{name}" for name, _ in layer.named_parameters()}
 
 
 def within(own: Subnetwork, other: Subnetwork) -> Subnetwork | None:

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hwnas.elastic.spec import AdapterSpec
 from hwnas.errors import UserError
 from hwnas.files import validate
 from hwnas.latency.target import Budget, Target
-from hwnas.recipe import Settings
+from hwnas.recipe import Settings, read_recipe, shipped_recipes
+from hwnas.tasks.kinds import WRITTEN
 from hwnas.tasks.spec import TaskSpec
 
-_CLASSIFIES = ("classification", "regression", "spans", "tokens")
+if TYPE_CHECKING:
+    from hwnas.federated.methods import Method
+
+SHIPPED = "hwnas.federated.recipes"
+_MOST_WRITTEN = 128  # tokens of a language model's training texts
+_LABELLED = ("classification", "regression", "spans", "tokens")
 
 
 class Dirichlet(Settings):
@@ -87,8 +94,8 @@ class TierSpec(Settings):
             target = Target.parse(value)
         except UserError as error:
             raise ValueError(str(error)) from None
-        if target.phase != "encode" or target.precision != "fp32":
-            raise ValueError(f"{value}: federated models are encoders, served in fp32")
+        if target.precision != "fp32":
+            raise ValueError(f"{value}: federated models are served in fp32")
         return str(target)
 
 
@@ -164,10 +171,14 @@ class FederatedRecipe(Settings):
     )
     rounds: int = Field(20, ge=1)
     clients: ClientsSpec = ClientsSpec()
+    # what is trained: all weights, or those of adapters and of the task's head
+    train: Literal["all", "adapters"] = "all"
+    adapters: AdapterSpec = AdapterSpec(rank=8, alpha=16, dropout=0.0)
     local: LocalSpec = LocalSpec()
     aggregation: AggregationSpec = AggregationSpec()
     privacy: PrivacySpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
+    table_minutes: float | None = Field(None, gt=0)  # of measuring a latency table, at most
     # every tier's blocks at one share of their widths, or the widths of most importance in sum
     structure: Literal["uniform", "importance"] = "uniform"
     # which heads and neurons are the first ones: those whose weights are largest, or those that
@@ -188,12 +199,28 @@ class FederatedRecipe(Settings):
     @field_validator("task")
     @classmethod
     def _task(cls, value: TaskSpec) -> TaskSpec:
-        if value.kind_name not in _CLASSIFIES:
+        if value.kind_name not in _LABELLED and not value.is_written:
             raise ValueError(
-                f"kind: {value.kind_name} cannot be trained in federation yet; "
-                f"can be: {', '.join(_CLASSIFIES)}"
+                f"kind: {value.kind_name} cannot be trained in federation; "
+                f"can be: {', '.join(_LABELLED + WRITTEN)}"
             )
         return value
+
+    @model_validator(mode="after")
+    def _for_the_phase(self) -> FederatedRecipe:
+        for tier in self.tiers:
+            target = Target.parse(tier.target)
+            if (target.phase == "encode") == self.task.is_written:
+                has = "prefill or decode" if self.task.is_written else "encode"
+                raise ValueError(
+                    f"tiers: {tier.name}: phase={target.phase}, a task of kind "
+                    f"{self.task.kind_name} has phase={has}"
+                )
+            if tier.budget is not None:
+                Budget.parse(tier.budget).check_phase(target)
+        if self.task.is_written and self.train != "adapters":
+            raise ValueError("train: all is for encoders; language models train adapters")
+        return self
 
     @model_validator(mode="after")
     def _enough(self) -> FederatedRecipe:
@@ -250,6 +277,14 @@ class FederatedRecipe(Settings):
         """How many of so many clients take part in a round."""
         return max(1, math.ceil(self.clients.share * clients - 1e-9))
 
+    @property
+    def method(self) -> Method:
+        """What clients train."""
+        from hwnas.federated.methods import Method
+
+        adapters = self.adapters if self.train == "adapters" else None
+        return Method(self.local.freeze_embeddings, adapters)
+
     def steps_at(self, tier: str) -> int:
         """Local steps of a tier's clients in a round."""
         given = next(one.steps for one in self.tiers if one.name == tier)
@@ -264,18 +299,18 @@ class FederatedRecipe(Settings):
     @property
     def length(self) -> int:
         """Tokens at which texts are cut: by default where the longest target's sequences end."""
-        return self.task.max_length or max(Target.parse(tier.target).seq for tier in self.tiers)
+        longest = max(Target.parse(tier.target).seq for tier in self.tiers)
+        return self.task.max_length or (_MOST_WRITTEN if self.task.is_written else longest)
 
 
 def load_federated(path: Path) -> FederatedRecipe:
-    """Read and validate a federated recipe.
+    """Read and validate a federated recipe: a file, or the shipped one of this name.
 
     Raises:
         UserError: the file is missing, is not YAML, or a key or value is wrong; names it.
     """
-    from hwnas.recipe import read_recipe
-
-    return validate(FederatedRecipe, read_recipe(path), where=str(path))
+    value = read_recipe(path, shipped_recipes(SHIPPED))
+    return validate(FederatedRecipe, value, where=str(path))
 
 
 def with_changes(

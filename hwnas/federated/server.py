@@ -25,7 +25,7 @@ from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import HwnasError, UserError
 from hwnas.federated.aggregation import Aggregator, Update, aggregator, clipped, norm
-from hwnas.federated.client import original_of
+from hwnas.federated.client import load_original, original_of
 from hwnas.federated.exchange import Answer, Request, ask
 from hwnas.federated.messages import (
     HELLO,
@@ -52,7 +52,7 @@ from hwnas.importance.kinds import measure
 from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
 from hwnas.importance.spec import ImportanceSpec
-from hwnas.models import load_config, load_model
+from hwnas.models import load_config
 from hwnas.progress import bar
 from hwnas.rundir import RunDirectory
 from hwnas.subnetwork import Subnetwork
@@ -169,7 +169,7 @@ class Federation:
             UserError: too few clients came, or they have no two labels.
             BudgetError: nothing fits a tier.
         """
-        recipe, kind = self.recipe, self.recipe.task.task_kind
+        recipe = self.recipe
         if len(self.roster) < recipe.clients.least:
             raise UserError(
                 f"clients.least: {recipe.clients.least} clients are needed, {len(self.roster)} "
@@ -178,14 +178,7 @@ class Federation:
         labels = list(recipe.labels or ordered({n for h in self.roster.values() for n in h.labels}))
         if labels:
             check_classes(recipe.task.usual_metric, len(labels), "the clients' data")
-        model, tokenizer = load_model(
-            recipe.model,
-            task=kind.task,
-            labels=labels or None,
-            regression=recipe.task.kind_name == "regression",
-            seed=recipe.seed,
-        )
-        shape = find_shape(model.config)
+        model, tokenizer = load_original(recipe, labels)
         network = SuperNetwork(model)
         state = ServerState(
             recipe, network, tokenizer, ServerOptimizer(recipe.aggregation), labels, {}
@@ -193,20 +186,23 @@ class Federation:
         scores = measure(model, [], ImportanceSpec(kind="magnitude"))
         if recipe.importance == "clients":
             scores = self.client_importance(state) or scores
+        # as clients are told them, so that theirs are sorted alike
+        scores = Importance(
+            tuple(t.float() for t in scores.heads), tuple(t.float() for t in scores.ffn)
+        )
         reorder(model, scores)
         devices = [Device(tier, self.tables[tier.name]) for tier in recipe.tiers]
-        state.tiers = tiers_of(devices, shape, recipe, scores)
+        state.tiers = tiers_of(devices, network.shape, recipe, scores)
+        state.begin(self.path, scores)
         state.save(self.path)
         return state
 
     def client_importance(self, state: ServerState) -> Importance | None:
         """The sum of the scores that clients of the largest tier find on their own rows."""
         largest = max(self.recipe.tiers, key=lambda tier: _share(tier, self.tables[tier.name]))
-        full, part = state.network.full, self.whole_part(state)
-        content = pack(
-            Work(number=0, genome=full.genome, labels=state.labels),
-            weights(part.cut(state.tensors)),
-        )
+        full = state.network.full
+        # every client has the original model, whose weights these still are
+        content = pack(Work(number=0, genome=full.genome, labels=state.labels))
         nodes = [node for node, hello in self.roster.items() if hello.tier == largest.name]
         nodes.sort(key=lambda node: self.roster[node].name)
         requests = (Request(node, IMPORTANCE, content) for node in nodes)
@@ -228,15 +224,6 @@ class Federation:
         return Importance(
             heads=tuple(total[f"heads.{i}"] for i in range(depth)),
             ffn=tuple(total[f"ffn.{i}"] for i in range(depth)),
-        )
-
-    def whole_part(self, state: ServerState) -> Part:
-        """All that is trained."""
-        return Part.of(
-            state.network.model.config,
-            state.network.full,
-            self.recipe.task.task_kind.task,
-            freeze_embeddings=self.recipe.local.freeze_embeddings,
         )
 
     def round(self, state: ServerState, number: int) -> Round:
@@ -277,11 +264,11 @@ class Federation:
     def train(self, state: ServerState, number: int) -> Round:
         """One round's training, aggregated into the state."""
         recipe, before = self.recipe, state.tensors
-        parts = {name: state.part(tier) for name, tier in state.tiers.items()}
+        parts = {name: state.part(tier.subnetwork) for name, tier in state.tiers.items()}
         sent: dict[str, Tensors] = {}
         packed: dict[str, ArrayRecord] = {}
         nodes = self.chosen(number)
-        whole = self.whole_part(state)
+        order = self.order(state)
 
         def requests() -> Iterator[Request]:
             for node in nodes:
@@ -290,7 +277,7 @@ class Federation:
                     sent[hello.tier] = parts[hello.tier].cut(before)
                     packed[hello.tier] = weights(sent[hello.tier])
                 work = self.work(state, hello, number)
-                yield Request(node, "train", pack(work, packed[hello.tier]))
+                yield Request(node, "train", pack(work, packed[hello.tier], order))
 
         combined = self.aggregator(state, parts)
         losses: list[tuple[float, int]] = []
@@ -310,7 +297,7 @@ class Federation:
                 piece.name: after[piece.name] - sent[hello.tier][piece.local]
                 for piece in part.trained
             }
-            most = self.largest_norm(part, whole)
+            most = self.largest_norm(part, state.whole)
             if most is not None and norm(change) > most:
                 if recipe.privacy is None:
                     self.event("clipped", number, hello.name, f"norm {norm(change):.3g}")
@@ -357,6 +344,10 @@ class Federation:
             return self.recipe.aggregation.largest_norm
         return largest_norm(private, part, whole) if private.kind == "central" else None
 
+    def order(self, state: ServerState) -> ArrayRecord | None:
+        """What clients sort the original model by, where they have its frozen weights."""
+        return weights(state.order) if self.recipe.train == "adapters" else None
+
     def work(self, state: ServerState, hello: Hello, number: int) -> Work:
         """What a client trains in a round."""
         tier = state.tiers[hello.tier]
@@ -384,7 +375,7 @@ class Federation:
         """The server's own test rows, in tokens."""
         if not self.recipe.evaluation.server:
             return None
-        return _test_rows(self.recipe)
+        return server_rows(self.recipe)
 
     def judge(self, state: ServerState) -> dict[str, float]:
         """Each tier's model on the server's test rows."""
@@ -402,15 +393,17 @@ class Federation:
     def judge_at_clients(self, state: ServerState, number: int) -> tuple[list[ClientScore], int]:
         """Each client's held-out rows, by its tier's model; and the bytes that were sent."""
         packed = {
-            name: weights(state.part(tier).cut(state.tensors)) for name, tier in state.tiers.items()
+            name: weights(state.part(tier.subnetwork).cut(state.tensors))
+            for name, tier in state.tiers.items()
         }
+        order = self.order(state)
         nodes = sorted(self.roster, key=lambda node: self.roster[node].name)
 
         def requests() -> Iterator[Request]:
             for node in nodes:
                 tier = state.tiers[self.roster[node].tier]
                 work = Work(number=number, genome=tier.genome, labels=state.labels)
-                yield Request(node, "evaluate", pack(work, packed[tier.name]))
+                yield Request(node, "evaluate", pack(work, packed[tier.name], order))
 
         found, sent = [], 0
         for answer in self._ask(requests(), number, self.recipe.clients.deadline_s):
@@ -464,10 +457,11 @@ def _check_scores(found: Tensors, full: Subnetwork) -> None:
         raise GarbledError(f"scores {min(found.keys() - wanted.keys())} were not asked for")
 
 
-def _test_rows(recipe: FederatedRecipe) -> Dataset:
+def server_rows(recipe: FederatedRecipe) -> Dataset:
+    """The server's test rows, in tokens."""
     task = load_simulated(recipe)
     rows = task.test.select(range(min(len(task.test), recipe.evaluation.rows)))
-    tokenizer = original_of(recipe, tuple(task.labels))[2]
+    tokenizer = original_of(recipe.model_dump_json(), tuple(task.labels)).tokenizer
     return task.kind.encode(rows, tokenizer, recipe.length)
 
 
@@ -531,7 +525,7 @@ def finish(federation: Federation, state: ServerState, seconds: float) -> Federa
             )
         )
     whole = sum(parameter.numel() for parameter in state.network.model.parameters())
-    trained = federation.whole_part(state).numel
+    trained = state.whole.numel
     events = Counter(
         line["event"] for line in federation.directory.lines(EVENTS) if "round" in line
     )

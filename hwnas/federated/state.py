@@ -1,30 +1,35 @@
 """What the server knows between two rounds, kept on disk whole, so that a killed run goes on.
 
-`state/` holds the super-network as a model's folder, the server optimizer's moments, and the rest
-as JSON; a round's end replaces it at once.
+`start/` holds the model as it began, its heads and neurons sorted; `state/` what is trained of it,
+the server optimizer's moments, and the rest as JSON. A round's end replaces `state/` at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save_file
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.federated.parts import Part
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server_optimizers import ServerOptimizer
 from hwnas.federated.tiers import Tier
-from hwnas.files import read_model, replacing, write_json
+from hwnas.files import read_model, read_tensors, replacing, write_json
+from hwnas.importance.scores import Importance
 from hwnas.models import load
+from hwnas.subnetwork import Subnetwork
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-_FOLDER = "state"
+_START, _FOLDER = "start", "state"
+_SCORES = "scores.safetensors"
 
 
 class _Kept(BaseModel):
@@ -46,31 +51,54 @@ class ServerState:
     labels: list[str]
     tiers: dict[str, Tier]
     number: int = 0  # of the last round that ended
+    scores: Importance = field(default_factory=lambda: Importance((), ()))
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The whole model's, the very ones; changing them changes the model."""
         return self.network.model.state_dict()
 
-    def part(self, tier: Tier) -> Part:
-        """What clients of a tier train."""
-        return Part.of(
-            self.network.model.config,
-            tier.subnetwork,
-            self.recipe.task.task_kind.task,
-            freeze_embeddings=self.recipe.local.freeze_embeddings,
-        )
+    def part(self, subnetwork: Subnetwork) -> Part:
+        """What is trained of a subnetwork."""
+        recipe, config = self.recipe, self.network.model.config
+        return Part.of(config, subnetwork, recipe.task.task_kind.task, recipe.method)
+
+    @cached_property
+    def whole(self) -> Part:
+        """All that is trained."""
+        return self.part(self.network.full)
 
     def smaller(self, tier: Tier) -> list[Tier]:
         """Tiers of smaller subnetworks, the largest first."""
         found = [other for other in self.tiers.values() if other.macs < tier.macs]
         return sorted(found, key=lambda other: -other.macs)
 
+    def begin(self, run: Path, scores: Importance) -> None:
+        """Write `start/`, before adapters are attached, and attach them.
+
+        Args:
+            scores: by which the model has been sorted.
+        """
+        with replacing(run / _START) as partial:
+            self.network.model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+            scores.save(partial / _SCORES)
+        self.scores = scores
+        self.recipe.method.attach(self.network, self.recipe.seed)
+
+    @property
+    def order(self) -> dict[str, torch.Tensor]:
+        """The scores that the model was sorted by, as clients are told."""
+        named = {f"heads.{i}": t.float() for i, t in enumerate(self.scores.heads)}
+        return named | {f"ffn.{i}": t.float() for i, t in enumerate(self.scores.ffn)}
+
     def save(self, run: Path) -> None:
         """Replace `state/` in a run directory."""
+        tensors = self.tensors
+        trained = {p.name: tensors[p.name].contiguous() for p in self.whole.trained}
         with replacing(run / _FOLDER) as partial:
-            self.network.model.save_pretrained(partial / "model")
-            self.tokenizer.save_pretrained(partial / "model")
+            partial.mkdir()
+            save_file(trained, partial / "trained.safetensors")
             self.optimizer.save(partial / "optimizer.safetensors")
             kept = _Kept(number=self.number, labels=self.labels, tiers=self.tiers)
             write_json(partial / "state.json", kept)
@@ -80,18 +108,24 @@ class ServerState:
         """The state that a run directory holds, if any."""
         from hwnas.models import load_tokenizer
 
-        folder = run / _FOLDER
+        folder, start = run / _FOLDER, run / _START
         if not folder.exists():
             return None
         kept = read_model(folder / "state.json", _Kept)
         optimizer = ServerOptimizer(recipe.aggregation)
         optimizer.load(folder / "optimizer.safetensors")
+        network = SuperNetwork(load(start))
+        recipe.method.attach(network, recipe.seed)
+        tensors = network.model.state_dict()
+        for name, tensor in read_tensors(folder / "trained.safetensors").items():
+            tensors[name].copy_(tensor)
         return cls(
             recipe=recipe,
-            network=SuperNetwork(load(folder / "model")),
-            tokenizer=load_tokenizer(folder / "model"),
+            network=network,
+            tokenizer=load_tokenizer(start),
             optimizer=optimizer,
             labels=kept.labels,
             tiers=kept.tiers,
             number=kept.number,
+            scores=Importance.load(start / _SCORES),
         )

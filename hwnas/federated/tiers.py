@@ -90,7 +90,9 @@ def tables_of(
             continue
         if tier.table is None:
             target = Target.parse(tier.target)
-            found[tier.name] = profile(config, target, validate=0, seed=recipe.seed)
+            found[tier.name] = profile(
+                config, target, validate=0, seed=recipe.seed, minutes=recipe.table_minutes
+            )
         else:
             found[tier.name] = LatencyTable.find(tier.table)
             found[tier.name].check_model(find_shape(config))

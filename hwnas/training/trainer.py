@@ -441,6 +441,7 @@ def train(
     memory: Memory | None = None,
     sandwich: Sampler | None = None,
     in_place: bool = False,
+    attached: Adapters | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
     title: str = "training",
 ) -> int:
@@ -454,6 +455,8 @@ def train(
             order; without it, the labels alone are learned.
         own_teacher: whether the frozen weights that adapters stand on are the teacher.
         in_place: whether the first subnetwork of a step teaches the others, where nobody else does.
+        attached: adapters that stand beside the network's weights already, and stay there; else
+            those of `optimization` are made, and merged in the end.
         memory: of what it has said to such rows; these must then be of `memory.examples`.
         work: folder for the checkpoints of an interrupted training; a training that finds one
             there goes on from it. Removed at the end.
@@ -489,8 +492,8 @@ def train(
     )
     columns = (*_QUESTIONS, *_LABELS, *([ROW] if memory is not None else []))
     network = model if isinstance(model, SuperNetwork) else None
-    adapters: Adapters | None = None
-    if optimization.adapters is not None:
+    adapters: Adapters | None = attached
+    if optimization.adapters is not None and attached is None:
         network = model if isinstance(model, SuperNetwork) else SuperNetwork(model)
         adapters = Adapters(network, optimization.adapters, optimization.seed)
     learned_from: Teacher | None = Another(teacher) if teacher is not None else None
@@ -520,7 +523,7 @@ def train(
         checkpoint = get_last_checkpoint(str(work)) if work.exists() else None
         with prepared(trainer.model, optimization):
             trainer.train(resume_from_checkpoint=checkpoint)
-    if adapters is not None:
+    if adapters is not None and attached is None:
         adapters.merge()
     trainer.model.eval()
     trainer.accelerator.wait_for_everyone()  # the first process may still write a checkpoint

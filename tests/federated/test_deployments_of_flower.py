@@ -21,7 +21,7 @@ from deployment import Deployment, deployment
 
 from hwnas.cli import app
 from hwnas.federated.summary import FederatedSummary
-from hwnas.files import read_model
+from hwnas.files import read_model, read_tensors
 from hwnas.models import load
 
 pytestmark = pytest.mark.slow  # processes of Ray and Flower, and real weights
@@ -161,6 +161,8 @@ def _check_equal(simulated: Path, out: Path) -> None:
     for mine, theirs in zip(one.tiers, other.tiers, strict=True):
         assert (mine.genome, mine.score, mine.mean) == (theirs.genome, theirs.score, theirs.mean)
     assert (one.up_bytes, one.steps) == (other.up_bytes, other.steps)
-    mine, theirs = (load(path / "state" / "model").state_dict() for path in (simulated, out))
+    mine, theirs = (
+        read_tensors(path / "state" / "trained.safetensors") for path in (simulated, out)
+    )
     for name, tensor in mine.items():
         torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=0)

@@ -16,9 +16,10 @@ from hwnas.errors import HwnasError
 from hwnas.federated.client import client_app
 from hwnas.federated.parts import Part
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.server import Federation, federate
+from hwnas.federated.server import Federation, federate, server_rows
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
+from hwnas.files import read_tensors
 from hwnas.models import load
 from hwnas.tasks.predict import predict
 
@@ -39,7 +40,7 @@ def _run(
 
 
 def _weights(out: Path) -> Weights:
-    return load(out / "state" / "model").state_dict()
+    return read_tensors(out / "state" / "trained.safetensors")
 
 
 def _events(out: Path) -> list[tuple[str, int, str]]:
@@ -87,7 +88,7 @@ def test_only_what_a_client_trains_is_sent(finished: Finished) -> None:
     recipe, out, summary, _ = finished
     state = ServerState.find(out, recipe)
     assert state is not None
-    numbers = {name: state.part(tier).numel for name, tier in state.tiers.items()}
+    numbers = {name: state.part(tier.subnetwork).numel for name, tier in state.tiers.items()}
     each = 2 * summary.rounds * 4  # two clients of each tier, four bytes a number
     wanted = each * sum(numbers.values())
     assert summary.up_bytes == pytest.approx(wanted, rel=0.05)  # Flower's own headers come on top
@@ -100,9 +101,7 @@ def test_only_what_a_client_trains_is_sent(finished: Finished) -> None:
 
 def test_scores_are_those_of_the_files(finished: Finished) -> None:
     recipe, out, summary, _ = finished
-    from hwnas.federated.server import _test_rows
-
-    rows = _test_rows(recipe)
+    rows = server_rows(recipe)
     kind = recipe.task.task_kind
     for tier in summary.tiers:
         answers = predict(load(out / tier.path), rows)
@@ -304,7 +303,7 @@ def test_parts_of_nested_subnetworks_are_prefixes(finished: Finished) -> None:
     recipe, out, _, _ = finished
     state = ServerState.find(out, recipe)
     assert state is not None
-    large, small = (state.part(tier) for tier in state.tiers.values())
+    large, small = (state.part(tier.subnetwork) for tier in state.tiers.values())
     wide = {piece.name: piece.shape for piece in large.pieces}
     for piece in small.pieces:
         assert all(a <= b for a, b in zip(piece.shape, wide[piece.name], strict=True))
@@ -336,3 +335,46 @@ def test_private_runs_say_nothing_of_rows_and_state_their_epsilon(
         assert answer.get("rows", 1) in (0, 1) and not answer.get("labels")
         assert answer.get("loss") is None and answer.get("score") is None
     assert all(tensor.isfinite().all() for tensor in _weights(tmp_path / "run").values())
+
+
+def test_adapters_learn_beside_frozen_weights_that_are_never_sent(
+    make_recipe: Make, tmp_path: Path
+) -> None:
+    recipe = make_recipe(train="adapters", adapters={"rank": 4, "alpha": 8, "dropout": 0.0})
+    out = tmp_path / "run"
+    summary, _ = _run(recipe, out)
+    trained = read_tensors(out / "state" / "trained.safetensors")
+    kinds = {name.rpartition(".")[2] for name in trained if ".layer." in name}
+    assert kinds == {"down", "up"}
+    assert any(name.startswith("classifier") for name in trained)
+    assert any(tensor.any() for name, tensor in trained.items() if name.endswith(".up"))
+    # adapters, the head and the scores of the order, instead of every weight
+    assert summary.up_bytes < 0.1 * summary.everything_bytes / 2
+    state = ServerState.find(out, recipe)
+    assert state is not None
+    rows = state.tokenizer(["good day", "bad day"], padding=True, return_tensors="pt")
+    for tier in summary.tiers:
+        dense = load(out / tier.path)
+        assert not any("down" in name for name, _ in dense.named_parameters())
+        with torch.no_grad(), state.network.as_subnetwork(state.tiers[tier.name].subnetwork) as own:
+            own.eval()
+            torch.testing.assert_close(dense(**rows).logits, own(**rows).logits)
+
+
+def test_a_language_model_reads_on_at_its_clients(tmp_path: Path) -> None:
+    """Continued pre-training: a tiny Llama, texts dealt out evenly, adapters."""
+    from tiny_language import letters, llama
+
+    recipe = llama(tmp_path, letters(tmp_path))
+    summary, _ = _run(recipe, tmp_path / "run")
+    assert summary.metric == "perplexity" and summary.labels == []
+    first, last = (
+        json.loads(line)["loss"]
+        for line in (tmp_path / "run" / "rounds.jsonl")
+        .read_text()
+        .splitlines()[:: recipe.rounds - 1]
+    )
+    assert last < first
+    for tier in summary.tiers:
+        assert tier.score is not None and tier.score > 1
+        assert load(tmp_path / "run" / tier.path).config.model_type == "llama"

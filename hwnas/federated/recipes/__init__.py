@@ -1,0 +1,1 @@
+"""Federated recipes that hwnas ships."""
