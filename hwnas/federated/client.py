@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import HwnasError, UserError
+from hwnas.federated.continual import phases_of_rows
 from hwnas.federated.messages import (
     ORDER,
     Done,
     Failed,
     Hello,
+    IdleError,
     Work,
     arrays_of,
     pack,
@@ -154,9 +156,13 @@ class Client:
         held = holding_of(self.text, self.who, ())
         return Hello(name=self.who.name, tier=tier, rows=len(held.train), labels=held.labels)
 
-    def encoded(self, labels: list[str], split: str) -> Dataset:
-        """This client's rows in tokens; `split` is `train` or `held_out`."""
-        return _encoded(self.text, self.who, tuple(labels), split)
+    def encoded(self, labels: list[str], split: str, phase: int | None = None) -> Dataset:
+        """This client's rows in tokens; `split` is `train` or `held_out`.
+
+        Args:
+            phase: only the rows of that phase of a continual run.
+        """
+        return _encoded(self.text, self.who, tuple(labels), split, phase)
 
     def trainee(self, work: Work, content: RecordDict) -> Trainee:
         """The dense model whose weights came."""
@@ -170,7 +176,7 @@ class Client:
             config, task = original.config, self.kind.task
             return Trainee.of_weights(config, subnetwork, task, own | arrays)
         whole = sorted_of(self.text, labels, Scores(arrays_of(content, ORDER)))
-        return Trainee.of_adapters(whole, subnetwork, recipe.method, arrays)
+        return Trainee.of_frozen(whole, subnetwork, recipe.method, arrays)
 
     def train(self, work: Work, content: RecordDict) -> tuple[Done, Tensors]:
         """Train the part that came; returns it as it is then."""
@@ -185,9 +191,11 @@ class Client:
         own = Subnetwork.of(work.genome)
         trainee, before = self.trainee(work, content), arrays_of(content)
         nested = (within(own, Subnetwork.of(genome)) for genome in work.smaller)
+        rows = self.encoded(work.labels, "train", work.phase)
+        if not len(rows):
+            raise IdleError(f"no rows of phase {work.phase}")
         private = self.recipe.privacy
         loss = None if private else self._judge(trainee.model, work.labels)[0]
-        rows = self.encoded(work.labels, "train")
         original = original_of(self.text, tuple(work.labels))
         seconds = train_locally(
             trainee,
@@ -200,9 +208,8 @@ class Client:
             rate=work.rate,
             seed=work.seed,
         )
-        state = trainee.model.state_dict()
         part = self._part(original.config, own)
-        back = {piece.local: state[piece.local].detach().clone() for piece in part.trained}
+        back = trainee.result(part)
         if private is None:
             return Done(rows=len(rows), loss=loss, seconds=seconds), back
         if private.kind == "local":
@@ -338,10 +345,17 @@ def sorted_of(text: str, labels: tuple[str, ...], scores: Scores) -> SuperNetwor
 
 
 @lru_cache(maxsize=2 * _KEPT)
-def _encoded(text: str, who: Identity, labels: tuple[str, ...], split: str) -> Dataset:
+def _encoded(
+    text: str, who: Identity, labels: tuple[str, ...], split: str, phase: int | None
+) -> Dataset:
     recipe = recipe_of(text)
     held = holding_of(text, who, labels)
     rows = held.train if split == "train" else held.held_out
+    if phase is not None:
+        of_rows = phases_of_rows(recipe, rows, len(labels))
+        rows = rows.select([i for i, found in enumerate(of_rows) if found == phase])
+        if not len(rows):
+            return rows
     tokenizer = original_of(text, labels).tokenizer
     kind = recipe.task.task_kind
     if split == "train":
@@ -381,7 +395,7 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
         try:
             content = answer(Client(text, Identity.of(context)), message.content)
         except HwnasError as error:
-            content = pack(Failed(error=str(error)))
+            content = pack(Failed(error=str(error), idle=isinstance(error, IdleError)))
         return Message(content=content, reply_to=message)
 
     @app.query("hello")

@@ -25,10 +25,15 @@ _FILES = ("onnx", "openvino")
 def hand_over(recipe: FederatedRecipe, run: Path, summary: FederatedSummary) -> FederatedSummary:
     """Export and time every tier's model; write `report.html` and the summary again, and return it.
 
+    A soft prompt is not part of exported files, so models with one are left as they are.
+
     Each lies in `tiers/NAME/onnx` and `tiers/NAME/openvino`, as the tier's runtime serves it.
     """
     from hwnas.report.federated_page import write_page
 
+    if recipe.train == "prompt":
+        write_page(run)
+        return summary
     state = ServerState.find(run, recipe)
     assert state is not None
     specs = {tier.name: tier for tier in recipe.tiers}

@@ -18,14 +18,17 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hwnas.anatomy.dense import new_dense
+from hwnas.anatomy.heads import task_of
 from hwnas.elastic.adapters import Adapters
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.federated.calibration import Calibrated
 from hwnas.federated.methods import Method
+from hwnas.federated.parts import Part, Tensors
+from hwnas.federated.prompts import learned, prompted
 from hwnas.federated.recipe import LocalSpec
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.classification import Classification
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.trainer import Keeper, Optimization, train
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,14 +94,26 @@ class Anchor(TrainerCallback):
 
 @dataclass(frozen=True)
 class Trainee:
-    """A client's own dense model, elastic, with the adapters that it trains, if any."""
+    """A client's own dense model, elastic, with the adapters or the prompt that it trains."""
 
     network: SuperNetwork
-    adapters: Adapters | None
+    adapters: Adapters | None = None
+    prompted: PreTrainedModel | None = None
 
     @property
     def model(self) -> PreTrainedModel:
-        return self.network.model
+        """What is trained and judged."""
+        return self.network.model if self.prompted is None else self.prompted
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its own weights stay as they are."""
+        return self.adapters is not None or self.prompted is not None
+
+    def result(self, part: Part) -> Tensors:
+        """Copies of what has been trained, as it is sent back."""
+        state = learned(self.prompted) if self.prompted is not None else self.model.state_dict()
+        return {piece.local: state[piece.local].detach().clone() for piece in part.trained}
 
     @classmethod
     def of_weights(
@@ -107,23 +122,26 @@ class Trainee:
         """All of whose weights are given."""
         model = new_dense(config, subnetwork, task)
         model.load_state_dict(dict(arrays), strict=True)
-        return cls(SuperNetwork(model), None)
+        return cls(SuperNetwork(model))
 
     @classmethod
-    def of_adapters(
+    def of_frozen(
         cls,
         whole: SuperNetwork,
         subnetwork: Subnetwork,
         method: Method,
         arrays: Mapping[str, torch.Tensor],
     ) -> Trainee:
-        """A part of the frozen `whole`, beside which adapters and a head of these weights stand."""
+        """A part of the frozen `whole`, with adapters or a prompt, and a head, of these weights."""
         network = SuperNetwork(whole.extract(subnetwork))
+        if method.prompt:
+            task = task_of(type(network.model))
+            return cls(network, prompted=prompted(network.model, task, arrays))
         attached = method.attach(network)
         state = network.model.state_dict()
         for name, tensor in arrays.items():
             state[name].copy_(tensor)
-        return cls(network, attached)
+        return cls(network, adapters=attached)
 
 
 def train_locally(
@@ -155,7 +173,7 @@ def train_locally(
         temperature=spec.temperature,
         states_weight=0.0,
         dropout=False,
-        freeze_embeddings=spec.freeze_embeddings and trainee.adapters is None,
+        freeze_embeddings=spec.freeze_embeddings and not trainee.frozen,
         adapters=trainee.adapters.spec if trainee.adapters else None,
         schedule="constant",
         checkpoint_every=0,
@@ -166,17 +184,22 @@ def train_locally(
         own = Calibrated.to(rows["labels"], model.config.num_labels, spec.calibrate)
         kind = cast("Kind", own)
     with tempfile.TemporaryDirectory() as work:
+        common: dict[str, Any] = {"kind": kind, "callbacks": callbacks, "title": "client"}
+        if trainee.prompted is not None:
+            train(trainee.prompted, tokenizer, rows, optimization, Path(work), **common)
+            return time.perf_counter() - begin
+        # whole and dense, with no adapters to be trained
+        keeper = Keeper(network.extract(network.full), spec.keep) if spec.keep else None
         train(
             network,
             tokenizer,
             rows,
             optimization,
             Path(work),
-            kind=kind,
             sandwich=Nested(network.full, tuple(smaller), spec.nested, seed),
             in_place=True,
             attached=trainee.adapters,
-            callbacks=callbacks,
-            title="client",
+            keeper=keeper,
+            **common,
         )
     return time.perf_counter() - begin

@@ -32,6 +32,10 @@ class GarbledError(HwnasError):
     """A message is not what was agreed on."""
 
 
+class IdleError(GarbledError):
+    """A client has nothing to do in a round, and says so."""
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,6 +62,7 @@ class Work(_Message):
     genome: list[list[int]]
     labels: list[str]
     smaller: list[list[list[int]]] = []
+    phase: int | None = None  # whose rows are trained on; None: all
     steps: int = 0
     rate: float = 0.0
     seed: int = 0
@@ -73,9 +78,10 @@ class Done(_Message):
 
 
 class Failed(_Message):
-    """Why a client could not do it."""
+    """Why a client could not do it; or, idle, why there was nothing to do."""
 
     error: str
+    idle: bool = False
 
 
 def weights(arrays: Tensors) -> ArrayRecord:
@@ -120,7 +126,7 @@ def unpack(content: RecordDict, kind: type[Said]) -> Said:
             first = error.errors()[0]
             at = ".".join(map(str, first["loc"])) or kind.__name__
             raise GarbledError(f"{at}: {first['msg']}") from None
-        raise GarbledError(failed.error) from None
+        raise (IdleError if failed.idle else GarbledError)(failed.error) from None
 
 
 def arrays_of(content: RecordDict, name: str = ARRAYS) -> Tensors:

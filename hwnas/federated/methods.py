@@ -1,4 +1,4 @@
-"""What clients train of a model: all of it, or low-rank adapters beside frozen weights.
+"""What clients train of a model: all of it, adapters beside frozen weights, or a soft prompt.
 
 Whatever is frozen is never sent. A client has the original model, and sorts its heads and neurons
 by the scores that the server sends along, so that its frozen weights are the server's.
@@ -28,11 +28,18 @@ class Method:
 
     Args:
         freeze_embeddings: those of the words are not; only where all else is trained.
-        adapters: low-rank pairs are trained, and the task's head; None: all weights.
+        adapters: low-rank pairs are trained, and the task's head.
+        prompt: so many soft tokens are, and the layer that yields the logits.
     """
 
     freeze_embeddings: bool
     adapters: AdapterSpec | None = None
+    prompt: int = 0
+
+    @property
+    def freezes(self) -> bool:
+        """Whether clients take weights of the blocks from the original model."""
+        return self.adapters is not None or self.prompt > 0
 
     def attach(self, network: SuperNetwork, seed: int = 0) -> Adapters | None:
         """Put adapters beside a network's weights, if that is the method, and free its head."""

@@ -19,6 +19,7 @@ from hwnas.elastic.residual import name_of, prefix
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import HwnasError
 from hwnas.federated.methods import Method
+from hwnas.federated.prompts import SOFT, head_names
 from hwnas.subnetwork import DROPPED, Block, Subnetwork
 
 if TYPE_CHECKING:
@@ -64,18 +65,23 @@ class Part:
         with torch.device("meta"):
             dense = new_dense(config, subnetwork, task)
             method.attach(SuperNetwork(dense))
+        if method.prompt:
+            shapes = {SOFT: torch.Size([method.prompt, dense.config.hidden_size])}
+            shapes |= head_names(dense)
+            pieces = tuple(Piece(n, n, tuple(shape), True) for n, shape in shapes.items())
+            return cls(subnetwork, pieces)
         inside = f"{name_of(dense, blocks(dense))}."
         kept = [i for i, _ in subnetwork.kept]
         frozen, trained = method.frozen(dense), method.trained(dense)
-        pieces = []
+        found = []
         for local, tensor in dense.state_dict().items():
             name = local
             if local.startswith(inside):
                 number, _, rest = local.removeprefix(inside).partition(".")
                 name = f"{inside}{kept[int(number)]}.{rest}"
             if local not in frozen:
-                pieces.append(Piece(name, local, tuple(tensor.shape), local in trained))
-        return cls(subnetwork, tuple(pieces))
+                found.append(Piece(name, local, tuple(tensor.shape), local in trained))
+        return cls(subnetwork, tuple(found))
 
     @property
     def trained(self) -> tuple[Piece, ...]:

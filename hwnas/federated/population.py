@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def deal(recipe: FederatedRecipe, task: Task) -> list[list[int]]:
     if isinstance(split, Dirichlet):
         dealt = _dirichlet(_classes(task), count, split, rng)
     elif isinstance(split, Groups):
-        dealt = _grouped(_column(recipe, split.column), task, count)
+        dealt = _grouped(column_of(recipe, split.column), task, count)
     else:
         dealt = [list(part) for part in np.array_split(rng.permutation(len(task.train)), count)]
     short = min(range(count), key=lambda i: len(dealt[i]))
@@ -121,17 +122,24 @@ def _grouped(groups: Sequence[str], task: Task, count: int) -> list[Indices]:
     return dealt
 
 
-def _column(recipe: FederatedRecipe, name: str) -> list[str]:
-    """A column of the source that the task itself does not read."""
-    if not is_file(recipe.task.data):
-        raise UserError("clients.split: groups are read from a column of a CSV or JSONL file")
+def column_of(recipe: FederatedRecipe, name: str) -> list[str]:
+    """A column of the source that the task itself does not read.
 
+    Raises:
+        UserError: the data are no file, the column is missing, or a row has nothing there.
+    """
+    if not is_file(recipe.task.data):
+        raise UserError(f"column {name!r}: is read from a CSV or JSONL file; give such task.data")
+    return _read_column(Path(recipe.task.data).expanduser(), name)
+
+
+@lru_cache(maxsize=4)
+def _read_column(path: Path, name: str) -> list[str]:
     def parse(record: Any, columns: Columns, where: str) -> tuple[Any, Any]:
         if record.get(name) in (None, ""):
             raise UserError(f"{where}: no group in column {name!r}")
         return (str(record[name]),), ""
 
-    path = Path(recipe.task.data).expanduser()
     return [row.texts[0] for row in read_file(path, Columns((name,), ""), parse)]
 
 

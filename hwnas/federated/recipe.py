@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hwnas.elastic.spec import AdapterSpec
 from hwnas.errors import UserError
@@ -110,6 +110,8 @@ class LocalSpec(Settings):
     distill_weight: float = Field(0.7, ge=0, le=1)  # of what the largest says, for the nested ones
     temperature: float = Field(2.0, gt=0)
     proximal: float = Field(0.0, ge=0)  # weight of the distance from the server's weights (FedProx)
+    # of what the received weights say of the rows at hand, beside the labels
+    keep: float = Field(0.0, ge=0)
     # of a client's own shares of classes, by which its loss corrects its logits
     calibrate: float = Field(1.0, ge=0)
     freeze_embeddings: bool = True  # of the words: they are never sent then
@@ -146,6 +148,21 @@ class PrivacySpec(Settings):
     delta: float = Field(1e-5, gt=0, lt=1)
 
 
+class ContinualSpec(Settings):
+    """What comes and goes while a network learns; see `continual`."""
+
+    phases: int = Field(ge=2)
+    by: Literal["classes", "clients", "column"] = "classes"
+    column: str | None = Field(None, validate_default=True)  # of `column`: a topic's name
+
+    @field_validator("column")
+    @classmethod
+    def _column(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is not None) != (info.data.get("by") == "column"):
+            raise ValueError("belongs to by: column; give both or neither")
+        return value
+
+
 class EvaluationSpec(Settings):
     """How often, and on what, models are judged while they are trained."""
 
@@ -171,12 +188,15 @@ class FederatedRecipe(Settings):
     )
     rounds: int = Field(20, ge=1)
     clients: ClientsSpec = ClientsSpec()
-    # what is trained: all weights, or those of adapters and of the task's head
-    train: Literal["all", "adapters"] = "all"
+    # what is trained: all weights, or adapters and the task's head, or a soft prompt and the layer
+    # that yields the logits
+    train: Literal["all", "adapters", "prompt"] = "all"
+    prompt: int = Field(8, ge=1)  # soft tokens
     adapters: AdapterSpec = AdapterSpec(rank=8, alpha=16, dropout=0.0)
     local: LocalSpec = LocalSpec()
     aggregation: AggregationSpec = AggregationSpec()
     privacy: PrivacySpec | None = None
+    continual: ContinualSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     table_minutes: float | None = Field(None, gt=0)  # of measuring a latency table, at most
     # every tier's blocks at one share of their widths, or the widths of most importance in sum
@@ -219,7 +239,14 @@ class FederatedRecipe(Settings):
             if tier.budget is not None:
                 Budget.parse(tier.budget).check_phase(target)
         if self.task.is_written and self.train != "adapters":
-            raise ValueError("train: all is for encoders; language models train adapters")
+            raise ValueError(f"train: {self.train} is for encoders; language models train adapters")
+        if self.train == "prompt":
+            if self.task.kind_name != "classification":
+                raise ValueError("train: prompt is for tasks of kind classification")
+            if self.local.nested:
+                raise ValueError(
+                    "local.nested: a prompt is trained by each client's own subnetwork; set it to 0"
+                )
         return self
 
     @model_validator(mode="after")
@@ -240,6 +267,22 @@ class FederatedRecipe(Settings):
             raise ValueError(
                 f"aggregation.malicious: krum needs {2 * krum.malicious + 3} clients a round to "
                 f"stand {krum.malicious}, {asked} are asked"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _phases(self) -> FederatedRecipe:
+        spec = self.continual
+        if spec is not None and spec.phases > self.rounds:
+            raise ValueError(
+                f"continual.phases: {spec.phases} phases in {self.rounds} rounds; give more rounds"
+            )
+        if spec is not None and spec.by == "classes" and self.task.kind_name != "classification":
+            raise ValueError("continual.by: classes is for tasks of kind classification")
+        if spec is not None and spec.by == "clients" and spec.phases > self.clients.count:
+            raise ValueError(
+                f"continual.phases: {spec.phases} phases of {self.clients.count} clients; give "
+                "more clients"
             )
         return self
 
@@ -283,7 +326,8 @@ class FederatedRecipe(Settings):
         from hwnas.federated.methods import Method
 
         adapters = self.adapters if self.train == "adapters" else None
-        return Method(self.local.freeze_embeddings, adapters)
+        prompt = self.prompt if self.train == "prompt" else 0
+        return Method(self.local.freeze_embeddings, adapters, prompt)
 
     def steps_at(self, tier: str) -> int:
         """Local steps of a tier's clients in a round."""

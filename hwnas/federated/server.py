@@ -26,6 +26,7 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import HwnasError, UserError
 from hwnas.federated.aggregation import Aggregator, Update, aggregator, clipped, norm
 from hwnas.federated.client import load_original, original_of
+from hwnas.federated.continual import forgetting, is_there, phase_at, phases_of_rows
 from hwnas.federated.exchange import Answer, Request, ask
 from hwnas.federated.messages import (
     HELLO,
@@ -33,6 +34,7 @@ from hwnas.federated.messages import (
     Done,
     GarbledError,
     Hello,
+    IdleError,
     Work,
     arrays_of,
     pack,
@@ -236,6 +238,7 @@ class Federation:
         spec = self.recipe.evaluation
         if number % spec.every == 0 or number == self.recipe.rounds:
             scores = self.judge(state)
+            found = found.model_copy(update=self.judge_phases(state, number))
             clients, sent = self.judge_at_clients(state, number) if spec.clients else ([], 0)
             found = found.model_copy(
                 update={"scores": scores, "clients": clients, "evaluation_bytes": sent}
@@ -251,6 +254,10 @@ class Federation:
     def chosen(self, number: int) -> list[int]:
         """Nodes that a round asks; drawn by the seed from those that are there."""
         nodes = sorted(self.roster, key=lambda node: self.roster[node].name)
+        continual = self.recipe.continual
+        if continual is not None:
+            phase, everybody = phase_at(self.recipe, number), len(nodes)
+            nodes = [n for i, n in enumerate(nodes) if is_there(continual, phase, i, everybody)]
         if not nodes:
             return []
         rng = random.Random(f"{self.recipe.seed}/{number}/clients")
@@ -291,7 +298,8 @@ class Federation:
                 part = parts[hello.tier]
                 after = part.sent_back(arrays_of(_content(answer)))
             except HwnasError as error:
-                self.event("late" if answer.late else "failed", number, hello.name, str(error))
+                what = "idle" if isinstance(error, IdleError) else "failed"
+                self.event("late" if answer.late else what, number, hello.name, str(error))
                 continue
             change = {
                 piece.name: after[piece.name] - sent[hello.tier][piece.local]
@@ -322,6 +330,7 @@ class Federation:
             up_bytes=up,
             steps=steps,
             seconds=0.0,
+            phase=phase_at(recipe, number),
         )
 
     def aggregator(self, state: ServerState, parts: Mapping[str, Part]) -> Aggregator:
@@ -346,16 +355,19 @@ class Federation:
 
     def order(self, state: ServerState) -> ArrayRecord | None:
         """What clients sort the original model by, where they have its frozen weights."""
-        return weights(state.order) if self.recipe.train == "adapters" else None
+        return weights(state.order) if self.recipe.method.freezes else None
 
     def work(self, state: ServerState, hello: Hello, number: int) -> Work:
         """What a client trains in a round."""
         tier = state.tiers[hello.tier]
         nested = state.smaller(tier) if self.recipe.local.nested else []
+        continual = self.recipe.continual
+        of_rows = continual is not None and continual.by != "clients"
         return Work(
             number=number,
             genome=tier.genome,
             labels=state.labels,
+            phase=phase_at(self.recipe, number) if of_rows else None,
             smaller=[other.genome for other in nested],
             steps=self.recipe.steps_at(hello.tier),
             rate=self.recipe.rate_at(number),
@@ -385,10 +397,47 @@ class Federation:
         kind, metric = self.recipe.task.task_kind, self.recipe.task.usual_metric
         found = {}
         for name, tier in state.tiers.items():
-            with state.network.as_subnetwork(tier.subnetwork) as model:
-                model.eval()
+            with state.answering(tier) as model:
                 found[name] = kind.score(metric, predict(model, rows), rows)
         return found
+
+    def judge_phases(self, state: ServerState, number: int) -> dict[str, Any]:
+        """Of a continual run: the scores on each phase's test rows, and what was forgotten."""
+        spec, rows = self.recipe.continual, self.test
+        if spec is None or spec.by == "clients" or rows is None:
+            return {}
+        task = load_simulated(self.recipe)
+        of_rows = phases_of_rows(self.recipe, task.test.select(range(len(rows))), len(task.labels))
+        parts = [
+            rows.select([i for i, phase in enumerate(of_rows) if phase == wanted])
+            for wanted in range(spec.phases)
+        ]
+        kind, metric = self.recipe.task.task_kind, self.recipe.task.usual_metric
+        scores = {}
+        for name, tier in state.tiers.items():
+            with state.answering(tier) as model:
+                scores[name] = [
+                    kind.score(metric, predict(model, part), part) if len(part) else 0.0
+                    for part in parts
+                ]
+        now = Round(
+            number=number,
+            asked=0,
+            answered=0,
+            loss=None,
+            down_bytes=0,
+            up_bytes=0,
+            steps=0.0,
+            seconds=0.0,
+            phase_scores=scores,
+        )
+        before = [Round.model_validate(line) for line in self.directory.lines(ROUNDS)]
+        phase = phase_at(self.recipe, number)
+        lost = {name: forgetting([*before, now], name, phase) for name in scores}
+        return {
+            "phase_scores": scores,
+            "forgetting": {name: value for name, value in lost.items() if value is not None},
+        }
 
     def judge_at_clients(self, state: ServerState, number: int) -> tuple[list[ClientScore], int]:
         """Each client's held-out rows, by its tier's model; and the bytes that were sent."""
@@ -506,6 +555,9 @@ def finish(federation: Federation, state: ServerState, seconds: float) -> Federa
         with replacing(path / "tiers" / name / "model") as partial:
             dense.save_pretrained(partial)
             state.tokenizer.save_pretrained(partial)
+        if state.prompt:
+            with state.answering(tier) as reading:
+                reading.save_pretrained(path / "tiers" / name / "prompt")
         mine = [c.score for c in judged.clients if c.tier == name] if judged else []
         results.append(
             TierResult(
@@ -522,6 +574,7 @@ def finish(federation: Federation, state: ServerState, seconds: float) -> Federa
                 least=min(mine, default=None),
                 spread=statistics.pstdev(mine) if mine else None,
                 path=f"tiers/{name}/model",
+                forgetting=judged.forgetting.get(name) if judged else None,
             )
         )
     whole = sum(parameter.numel() for parameter in state.network.model.parameters())

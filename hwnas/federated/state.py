@@ -6,6 +6,8 @@ the server optimizer's moments, and the rest as JSON. A round's end replaces `st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.federated.parts import Part
+from hwnas.federated.prompts import SOFT, first_prompt, prompted
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server_optimizers import ServerOptimizer
 from hwnas.federated.tiers import Tier
@@ -26,7 +29,7 @@ from hwnas.subnetwork import Subnetwork
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _START, _FOLDER = "start", "state"
 _SCORES = "scores.safetensors"
@@ -51,17 +54,34 @@ class ServerState:
     labels: list[str]
     tiers: dict[str, Tier]
     number: int = 0  # of the last round that ended
+    prompt: dict[str, torch.Tensor] = field(default_factory=dict)  # its tokens, where there is one
     scores: Importance = field(default_factory=lambda: Importance((), ()))
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The whole model's, the very ones; changing them changes the model."""
-        return self.network.model.state_dict()
+        return self.network.model.state_dict() | self.prompt
+
+    @contextmanager
+    def answering(self, tier: Tier) -> Iterator[PreTrainedModel]:
+        """A tier's model for a while, as it is now, in evaluation mode."""
+        if self.prompt:
+            arrays = self.part(tier.subnetwork).cut(self.tensors)
+            yield prompted(self.network.extract(tier.subnetwork), self.task, arrays)
+            return
+        with self.network.as_subnetwork(tier.subnetwork) as model:
+            model.eval()
+            yield model
+
+    @property
+    def task(self) -> str:
+        """Optimum's name of it."""
+        return self.recipe.task.task_kind.task
 
     def part(self, subnetwork: Subnetwork) -> Part:
         """What is trained of a subnetwork."""
-        recipe, config = self.recipe, self.network.model.config
-        return Part.of(config, subnetwork, recipe.task.task_kind.task, recipe.method)
+        config = self.network.model.config
+        return Part.of(config, subnetwork, self.task, self.recipe.method)
 
     @cached_property
     def whole(self) -> Part:
@@ -84,7 +104,15 @@ class ServerState:
             self.tokenizer.save_pretrained(partial)
             scores.save(partial / _SCORES)
         self.scores = scores
-        self.recipe.method.attach(self.network, self.recipe.seed)
+        self.attach()
+
+    def attach(self) -> None:
+        """Put adapters beside the network's weights, or make a prompt, if that is the method."""
+        method = self.recipe.method
+        method.attach(self.network, self.recipe.seed)
+        if method.prompt:
+            tokens = first_prompt(self.network.model, method.prompt, self.recipe.seed)
+            self.prompt = {SOFT: tokens}
 
     @property
     def order(self) -> dict[str, torch.Tensor]:
@@ -114,14 +142,9 @@ class ServerState:
         kept = read_model(folder / "state.json", _Kept)
         optimizer = ServerOptimizer(recipe.aggregation)
         optimizer.load(folder / "optimizer.safetensors")
-        network = SuperNetwork(load(start))
-        recipe.method.attach(network, recipe.seed)
-        tensors = network.model.state_dict()
-        for name, tensor in read_tensors(folder / "trained.safetensors").items():
-            tensors[name].copy_(tensor)
-        return cls(
+        state = cls(
             recipe=recipe,
-            network=network,
+            network=SuperNetwork(load(start)),
             tokenizer=load_tokenizer(start),
             optimizer=optimizer,
             labels=kept.labels,
@@ -129,3 +152,8 @@ class ServerState:
             number=kept.number,
             scores=Importance.load(start / _SCORES),
         )
+        state.attach()
+        tensors = state.tensors
+        for name, tensor in read_tensors(folder / "trained.safetensors").items():
+            tensors[name].copy_(tensor)
+        return state

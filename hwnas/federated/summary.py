@@ -32,6 +32,9 @@ class Round(Record):
         steps: whole-model training steps that the clients' computing comes to.
         scores: each tier's model on the server's test rows, where it was judged.
         clients: each client's own, likewise.
+        phase: of a continual run.
+        phase_scores: of each tier's model on each phase's test rows, where it was judged.
+        forgetting: of each tier's model, from the second phase on.
     """
 
     number: int
@@ -45,6 +48,9 @@ class Round(Record):
     seconds: float
     scores: dict[str, float] = {}
     clients: list[ClientScore] = []
+    phase: int = 0
+    phase_scores: dict[str, list[float]] = {}
+    forgetting: dict[str, float] = {}
 
 
 class TierResult(Record):
@@ -71,6 +77,7 @@ class TierResult(Record):
     least: float | None
     spread: float | None
     path: str
+    forgetting: float | None = None  # of a continual run
     measured_ms: float | None = None
     ratio: float | None = None
     met: bool | None = None

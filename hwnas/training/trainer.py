@@ -39,6 +39,7 @@ from hwnas.processes import count
 from hwnas.progress import bar
 from hwnas.tasks.classification import Classification
 from hwnas.tasks.kinds import Kind
+from hwnas.tasks.predict import outputs_of
 from hwnas.tasks.written import Said, padded, say
 from hwnas.training.compute import Precision
 from hwnas.training.distillation import (
@@ -277,6 +278,17 @@ def observe(
     return Observed(outputs, outputs.hidden_states[1:] if states else (), projections)
 
 
+class Keeper(NamedTuple):
+    """A model, in evaluation mode, from what says the first subnetwork of a step is not to stray.
+
+    Attributes:
+        weight: of the distance from it, beside the labels' loss.
+    """
+
+    model: PreTrainedModel
+    weight: float
+
+
 class SandwichTrainer(PlannedTrainer):
     """Trains several subnetworks a step, their gradients averaged, one optimizer step for all.
 
@@ -294,9 +306,11 @@ class SandwichTrainer(PlannedTrainer):
         sandwich: Sampler,
         adapters: Adapters | None = None,
         in_place: bool = False,
+        keeper: Keeper | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=supernet.model, **kwargs)
+        self.keeper = keeper
         self.supernet = supernet
         self.sandwich = sandwich
         self.adapters = adapters
@@ -323,7 +337,7 @@ class SandwichTrainer(PlannedTrainer):
                 with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
                     if answers is None:
                         outputs, loss = self.taught(active, active, inputs)
-                        loss = loss / parts
+                        loss = (loss + self._kept(outputs, inputs)) / parts
                         if self.in_place:
                             answers = Observed(detached(outputs), (), ())
                     else:
@@ -333,6 +347,15 @@ class SandwichTrainer(PlannedTrainer):
         if self.accelerator.sync_gradients:
             self._average_gradients()
         return total
+
+    def _kept(self, outputs: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor | float:
+        """The distance from what the keeper says, as much as that counts."""
+        if self.keeper is None:
+            return 0.0
+        with torch.no_grad():
+            before = outputs_of(self.keeper.model, inputs)
+        temperature = self.optimization.temperature
+        return self.keeper.weight * self.kind.soft_loss(outputs, before, inputs, temperature)
 
     def _ranks(self, count: int) -> list[int]:
         """Of the adapters, for a step's subnetworks: the sampled ones may have smaller ones."""
@@ -442,6 +465,7 @@ def train(
     sandwich: Sampler | None = None,
     in_place: bool = False,
     attached: Adapters | None = None,
+    keeper: Keeper | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
     title: str = "training",
 ) -> int:
@@ -457,6 +481,7 @@ def train(
         in_place: whether the first subnetwork of a step teaches the others, where nobody else does.
         attached: adapters that stand beside the network's weights already, and stay there; else
             those of `optimization` are made, and merged in the end.
+        keeper: see `Keeper`; of a super-network that learns in place.
         memory: of what it has said to such rows; these must then be of `memory.examples`.
         work: folder for the checkpoints of an interrupted training; a training that finds one
             there goes on from it. Removed at the end.
@@ -512,7 +537,7 @@ def train(
     if isinstance(model, SuperNetwork):
         if sandwich is None:
             raise TypeError("a super-network needs a sandwich to sample its subnetworks from")
-        common |= {"adapters": adapters, "in_place": in_place}
+        common |= {"adapters": adapters, "in_place": in_place, "keeper": keeper}
         trainer = SandwichTrainer(supernet=model, sandwich=sandwich, **common)
     else:
         trainer = PlannedTrainer(model=model, **common)

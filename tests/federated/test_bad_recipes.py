@@ -84,6 +84,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "labels: with privacy",
     ),
     "noise below zero": ({"privacy": PRIVATE | {"noise": -1}}, "privacy.noise"),
+    "a prompt for smaller ones too": ({"train": "prompt"}, "local.nested"),
+    "more phases than rounds": ({"continual": {"phases": 9}}, "9 phases in 2 rounds"),
+    "a topic without a column": (
+        {"continual": {"phases": 2, "by": "column"}},
+        "continual.column: belongs to by: column",
+    ),
     "a label twice": ({"labels": ["a", "a"]}, "labels: give two or more different names"),
 }
 

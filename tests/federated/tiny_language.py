@@ -43,7 +43,7 @@ def llama(folder: Path, tokenizer: Path) -> FederatedRecipe:
     texts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     value = {
         "model": str(tokenizer),
-        "task": {"data": str(texts), "kind": "language", "metric": "perplexity", "max_length": 32},
+        "task": {"data": str(texts), "kind": "language", "max_length": 32},
         "train": "adapters",
         "adapters": {"rank": 4, "alpha": 8, "dropout": 0.0},
         "rounds": 3,
