@@ -2,12 +2,14 @@
 
 A client keeps nothing between rounds; what it needs comes with the message, but for its rows and
 the original model's config, tokenizer and word embeddings. A virtual client takes its rows by its
-`partition-id`; a real one is started with `--node-config` that gives its own file and its tier:
-`data="/home/me/rows.jsonl" tier="small"`.
+`partition-id`; a real one is started with `--node-config` that gives its own file and its tier,
+`data="/home/me/rows.jsonl" tier="small"`, or its device's latency table (a file, or a shipped one's
+name) and what a model may take there: `table="phone.json" budget="8ms" memory_mb=400`.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from hwnas.federated.messages import (
     Failed,
     Hello,
     IdleError,
+    OwnDevice,
     Work,
     arrays_of,
     pack,
@@ -66,6 +69,9 @@ class Identity:
     partition: int | None = None
     data: str | None = None
     tier: str | None = None
+    table: str | None = None
+    budget: str | None = None
+    memory_mb: float | None = None
 
     @classmethod
     def of(cls, context: Context) -> Identity:
@@ -75,21 +81,19 @@ class Identity:
             UserError: neither rows nor a partition were given.
         """
         given = context.node_config
-        name, tier = given.get("name"), given.get("tier")
-        partition = given.get("partition-id")
+        name, partition = given.get("name"), given.get("partition-id")
+        device: dict[str, Any] = {
+            key: str(given[key]) for key in ("tier", "table", "budget") if key in given
+        }
+        memory = given.get("memory_mb")
+        memory_mb = float(memory) if memory is not None else None
         if (data := given.get("data")) is not None:
-            return cls(
-                name=str(name or f"node-{context.node_id}"),
-                data=str(data),
-                tier=str(tier) if tier is not None else None,
-            )
+            name = str(name or f"node-{context.node_id}")
+            return cls(name, data=str(data), memory_mb=memory_mb, **device)
         if partition is None:
             raise UserError('node config: give data="FILE" and tier="NAME", or partition-id=NUMBER')
-        return cls(
-            name=str(name or f"client-{int(partition):04}"),
-            partition=int(partition),
-            tier=str(tier) if tier is not None else None,
-        )
+        name = str(name or f"client-{int(partition):04}")
+        return cls(name, partition=int(partition), memory_mb=memory_mb, **device)
 
 
 @lru_cache(maxsize=4)
@@ -147,14 +151,37 @@ class Client:
         """Who this is."""
         recipe = self.recipe
         tier = self.who.tier
-        if tier is None and self.who.partition is not None:
+        device = self._own_device()
+        if device is not None:
+            tier = f"own-{re.sub('[^a-z0-9_-]+', '-', self.who.name.lower())}"
+        elif tier is None and self.who.partition is not None:
             tier = dealt_tiers(recipe)[self.who.partition % recipe.clients.count]
         if tier is None:
-            raise UserError('node config: give tier="NAME", one of the recipe\'s')
+            raise UserError('node config: give tier="NAME", one of the recipe\'s, or table="FILE"')
         if recipe.privacy is not None:
-            return Hello(name=self.who.name, tier=tier)
+            return Hello(name=self.who.name, tier=tier, device=device)
         held = holding_of(self.text, self.who, ())
-        return Hello(name=self.who.name, tier=tier, rows=len(held.train), labels=held.labels)
+        return Hello(
+            name=self.who.name,
+            tier=tier,
+            device=device,
+            rows=len(held.train),
+            labels=held.labels,
+        )
+
+    def _own_device(self) -> OwnDevice | None:
+        """The device that the node's config describes, if any.
+
+        Raises:
+            UserError: its table cannot be read.
+        """
+        who = self.who
+        if who.table is None:
+            return None
+        path = Path(who.table).expanduser()
+        # what is no file may be the name of a table that hwnas ships
+        table = path.read_text(encoding="utf-8") if path.is_file() else who.table
+        return OwnDevice(table=table, budget=who.budget, memory_mb=who.memory_mb)
 
     def encoded(self, labels: list[str], split: str, phase: int | None = None) -> Dataset:
         """This client's rows in tokens; `split` is `train` or `held_out`.

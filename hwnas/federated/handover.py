@@ -40,7 +40,7 @@ def hand_over(recipe: FederatedRecipe, run: Path, summary: FederatedSummary) -> 
     results = []
     with bar("exporting", len(summary.tiers)) as advance:
         for result in summary.tiers:
-            results.append(_served(run, state, result, specs[result.name]))
+            results.append(_served(run, state, result, specs.get(result.name)))
             advance(1)
     served = summary.model_copy(update={"tiers": results})
     write_json(run / "summary.json", served)
@@ -48,17 +48,19 @@ def hand_over(recipe: FederatedRecipe, run: Path, summary: FederatedSummary) -> 
     return served
 
 
-def _served(run: Path, state: ServerState, result: TierResult, spec: TierSpec) -> TierResult:
-    """A tier's result with what it takes here."""
+def _served(run: Path, state: ServerState, result: TierResult, spec: TierSpec | None) -> TierResult:
+    """A tier's result with what it takes here; of a device that a client brought, only exported."""
     from hwnas.export import export_model, folder_size_mb, measure_against, served_folder
 
-    target = Target.parse(spec.target)
+    target = Target.parse(result.target)
     name = served_folder(target)
     whole, mine = run / "whole", run / "tiers" / result.name
     if not (whole / name).exists():
         export_model(state.network.extract(state.network.full), state.tokenizer, whole, [name])
     if not all((mine / one).exists() for one in _FILES):
         export_model(load(run / result.path), state.tokenizer, mine, _FILES)
+    if spec is None:
+        return result.model_copy(update={"size_mb": folder_size_mb(mine / name)})
     paired = measure_against(mine / name, whole / name, target, pairs=_PAIRS)
     met = None
     if spec.budget is not None:

@@ -40,11 +40,25 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class OwnDevice(_Message):
+    """A device that none of the recipe's tiers describes.
+
+    Attributes:
+        table: its latency table as JSON, or the name of a shipped one.
+        budget, memory_mb: as a tier's.
+    """
+
+    table: str
+    budget: str | None = None
+    memory_mb: float | None = None
+
+
 class Hello(_Message):
-    """Who a client is."""
+    """Who a client is, and what its device is: one of the recipe's tiers, or its own."""
 
     name: str
     tier: str
+    device: OwnDevice | None = None
     rows: int = 0  # that it trains on; not said where privacy counts
     labels: list[str] = []
 

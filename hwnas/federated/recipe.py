@@ -331,7 +331,7 @@ class FederatedRecipe(Settings):
 
     def steps_at(self, tier: str) -> int:
         """Local steps of a tier's clients in a round."""
-        given = next(one.steps for one in self.tiers if one.name == tier)
+        given = next((one.steps for one in self.tiers if one.name == tier), None)
         return given or self.local.steps
 
     def rate_at(self, number: int) -> float:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hwnas.anatomy import find_shape
+from hwnas.anatomy import Shape, find_shape
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import HwnasError, UserError
 from hwnas.federated.aggregation import Aggregator, Update, aggregator, clipped, norm
@@ -48,7 +48,7 @@ from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server_optimizers import ServerOptimizer
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import ClientScore, FederatedSummary, Round, TierResult
-from hwnas.federated.tiers import Device, Tier, check_tier, tables_of, tiers_of
+from hwnas.federated.tiers import Device, Tier, own_device, tables_of, tiers_of
 from hwnas.files import replacing, write_json
 from hwnas.importance.kinds import measure
 from hwnas.importance.reordering import reorder
@@ -66,8 +66,6 @@ if TYPE_CHECKING:
     from flwr.app import ArrayRecord
     from flwr.serverapp import Grid
 
-    from hwnas.latency.table import LatencyTable
-
 EVENTS = "events.jsonl"
 ROUNDS = "rounds.jsonl"
 _SILENT = 3  # rounds without any answer, after which a run is given up
@@ -81,13 +79,15 @@ class Federation:
 
     Args:
         grid: Flower's way to the clients.
-        tables: latency tables by tier.
+        devices: of the recipe's tiers, by name; those that clients bring are added.
+        shape: of the original model.
     """
 
     grid: Grid
     recipe: FederatedRecipe
     directory: RunDirectory
-    tables: dict[str, LatencyTable]
+    devices: dict[str, Device]
+    shape: Shape
     roster: dict[int, Hello] = field(default_factory=dict)  # nodes that have said who they are
 
     @property
@@ -149,8 +149,12 @@ class Federation:
         for answer in self._ask(requests, number, left):
             try:
                 hello = unpack(_content(answer), Hello)
-                if hello.tier not in self.tables:
-                    check_tier(hello.tier, dict.fromkeys(self.tables))  # type: ignore[arg-type]
+                if hello.device is not None:
+                    own = own_device(hello.device, hello.tier, self.shape)
+                    self.devices[hello.tier] = own
+                elif hello.tier not in self.devices:
+                    known = ", ".join(self.devices)
+                    raise GarbledError(f"tier {hello.tier!r} is none of the run's: {known}")
                 if hello.name in names:
                     raise GarbledError(f"another client is {hello.name!r} already")
             except HwnasError as error:
@@ -193,15 +197,28 @@ class Federation:
             tuple(t.float() for t in scores.heads), tuple(t.float() for t in scores.ffn)
         )
         reorder(model, scores)
-        devices = [Device(tier, self.tables[tier.name]) for tier in recipe.tiers]
+        devices = [self.devices[tier.name] for tier in recipe.tiers]
         state.tiers = tiers_of(devices, network.shape, recipe, scores)
         state.begin(self.path, scores)
         state.save(self.path)
         return state
 
+    def adopt(self, state: ServerState, number: int) -> None:
+        """Find the subnetworks of devices that clients have brought."""
+        for node, hello in list(self.roster.items()):
+            if hello.tier in state.tiers:
+                continue
+            device = self.devices[hello.tier]
+            try:
+                found = tiers_of([device], self.shape, self.recipe, state.scores)
+            except HwnasError as error:
+                self.event("refused", number, self.roster.pop(node).name, str(error))
+                continue
+            state.tiers |= found
+
     def client_importance(self, state: ServerState) -> Importance | None:
         """The sum of the scores that clients of the largest tier find on their own rows."""
-        largest = max(self.recipe.tiers, key=lambda tier: _share(tier, self.tables[tier.name]))
+        largest = max(self.recipe.tiers, key=lambda tier: self.devices[tier.name].share)
         full = state.network.full
         # every client has the original model, whose weights these still are
         content = pack(Work(number=0, genome=full.genome, labels=state.labels))
@@ -232,6 +249,7 @@ class Federation:
         """Train, aggregate, judge, and keep what came of it."""
         begin = time.perf_counter()
         self.greet(number)
+        self.adopt(state, number)
         self.arrange(state, number)
         found = self.train(state, number)
         state.number = number
@@ -483,12 +501,6 @@ def _content(answer: Answer) -> Any:
     return answer.content
 
 
-def _share(tier: Any, table: LatencyTable) -> float:
-    """A tier's budget as a share of the whole model's latency there."""
-    budget = Device(tier, table).budget_ms()
-    return 1.0 if budget is None else budget / table.reference_ms
-
-
 def _weighted(losses: Sequence[tuple[float, int]]) -> float | None:
     total = sum(rows for _, rows in losses)
     return sum(loss * rows for loss, rows in losses) / total if total else None
@@ -536,8 +548,10 @@ def federate(
     begin = time.perf_counter()
     directory = RunDirectory.open(out, recipe, resume, load=load_federated)
     try:
-        tables = tables_of(recipe, load_config(recipe.model), out / "tables")
-        federation = kind(grid, recipe, directory, tables)
+        config = load_config(recipe.model)
+        tables = tables_of(recipe, config, out / "tables")
+        devices = {tier.name: Device(tier, tables[tier.name]) for tier in recipe.tiers}
+        federation = kind(grid, recipe, directory, devices, find_shape(config))
         state = federation.run()
         return finish(federation, state, time.perf_counter() - begin)
     finally:

@@ -7,7 +7,8 @@ all tiers have are learned from everybody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ from pydantic import BaseModel, ConfigDict
 
 from hwnas.anatomy import Shape, find_shape
 from hwnas.errors import BudgetError, UserError
+from hwnas.federated.messages import OwnDevice
 from hwnas.federated.recipe import FederatedRecipe, TierSpec
+from hwnas.files import validate
 from hwnas.importance.scores import Importance
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.table import LatencyTable
@@ -68,6 +71,12 @@ class Device:
             return None
         return Budget.parse(self.spec.budget).in_ms(self.table.reference_ms)
 
+    @property
+    def share(self) -> float:
+        """The budget as a share of the whole model's latency."""
+        budget = self.budget_ms()
+        return 1.0 if budget is None else budget / self.table.reference_ms
+
 
 def tables_of(
     recipe: FederatedRecipe, config: PretrainedConfig | Any, folder: Path
@@ -113,15 +122,11 @@ def tiers_of(
     """
     wanted = {device.spec.name: device for device in devices}
 
-    def share(name: str) -> float:
-        budget = wanted[name].budget_ms()
-        return 1.0 if budget is None else budget / wanted[name].table.reference_ms
-
     space = SearchSpace.whole(shape)
     loss = scores.loss(shape.group) if recipe.structure == "importance" else None
     seq = recipe.length
     found: dict[str, Tier] = {}
-    for name in sorted(wanted, key=lambda name: -share(name)):
+    for name in sorted(wanted, key=lambda name: -wanted[name].share):
         device = wanted[name]
         predictor = device.table.predictor()
         fit = Fit(shape, predictor, loss)
@@ -257,12 +262,25 @@ def dealt_tiers(recipe: FederatedRecipe) -> list[str]:
     return names
 
 
-def check_tier(name: str, tiers: Mapping[str, Tier]) -> Tier:
-    """The tier of that name.
+def own_device(said: OwnDevice, name: str, shape: Shape) -> Device:
+    """A client's own device, by what it has said of it.
 
     Raises:
-        UserError: there is none.
+        UserError: its table is none, is of another model, or its budget says nothing.
     """
-    if name not in tiers:
-        raise UserError(f"tier {name!r} is none of the run's: {', '.join(tiers)}")
-    return tiers[name]
+    if said.table.lstrip().startswith("{"):
+        try:
+            value = json.loads(said.table)
+        except json.JSONDecodeError as error:
+            raise UserError(f"its latency table is not valid JSON: {error.msg}") from None
+        table = validate(LatencyTable, value, where="its latency table")
+    else:
+        table = LatencyTable.find(said.table)
+    table.check_model(shape)
+    spec = {
+        "name": name,
+        "target": table.target,
+        "budget": said.budget,
+        "memory_mb": said.memory_mb,
+    }
+    return Device(validate(TierSpec, spec, where="its node config"), table)

@@ -35,6 +35,7 @@ class InProcess(Grid):
     faults: dict[int, Fault] = field(default_factory=dict)
     away: dict[int, set[int]] = field(default_factory=dict)
     delay_s: dict[int, float] = field(default_factory=dict)
+    configs: dict[int, dict[str, Any]] = field(default_factory=dict)  # more node config
     backwards: bool = False  # replies of a look come in the opposite order
     most_waiting: int = 0
     number: int = 0  # of the round that was asked for last
@@ -85,6 +86,7 @@ class InProcess(Grid):
 
     def _answer(self, partition: int, message: Message) -> Message | None:
         config = {"partition-id": partition, "num-partitions": self.partitions}
+        config |= self.configs.get(partition, {})
         context = self._contexts.setdefault(
             partition,
             Context(

@@ -30,7 +30,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a decoder's target": (
         {"tiers": [{"name": "a", "target": "openvino:cpu:phase=decode,cache=64"}]},
-        "served in fp32",
+        "has phase=encode",
     ),
     "a table that is not there": (
         {"tiers": [{"name": "a", "table": "nowhere.json"}]},

@@ -407,3 +407,32 @@ def test_a_prompt_is_a_few_kilobytes_a_round(make_recipe: Make, tmp_path: Path) 
             torch.testing.assert_close(again(**rows).logits, own(**rows).logits)
     resumed, _ = _run(recipe, out, resume=True)
     assert [t.score for t in resumed.tiers] == [t.score for t in summary.tiers]
+
+
+def test_clients_bring_their_own_tables(
+    make_recipe: Make, tiny_table: Path, tmp_path: Path
+) -> None:
+    """One with a table and a budget, one with another model's table, one with too low a budget."""
+    recipe = make_recipe(rounds=1, evaluation={"every": 1, "clients": False})
+    shipped = "minilm-l6_openvino_cpu_xeon-amx_t1_b1_s128.json"
+    given = {
+        0: {"table": str(tiny_table), "budget": "75%"},
+        1: {"table": shipped, "budget": "75%"},
+        2: {"table": str(tiny_table), "budget": "0.0001ms"},
+    }
+    out = tmp_path / "run"
+    summary, _ = _run(recipe, out, configs=given)
+    events = _events(out)
+    assert (
+        "refused",
+        0,
+        "node-1007",
+    ) in events  # it has not said its name rightly: nobody knows it
+    assert ("refused", 1, "client-0002") in events
+    assert [tier.name for tier in summary.tiers] == ["large", "small", "own-client-0000"]
+    own = summary.tiers[2]
+    assert own.predicted_ms <= 0.75 * own.whole_ms
+    large, small = summary.tiers[:2]
+    assert small.params < own.params < large.params
+    line = json.loads((out / "rounds.jsonl").read_text())
+    assert line["answered"] == line["asked"] == 2
