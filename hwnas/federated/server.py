@@ -89,6 +89,7 @@ class Federation:
     devices: dict[str, Device]
     shape: Shape
     roster: dict[int, Hello] = field(default_factory=dict)  # nodes that have said who they are
+    refused: set[int] = field(default_factory=set)  # nodes that are not asked again, while there
 
     @property
     def path(self) -> Path:
@@ -134,7 +135,8 @@ class Federation:
             nodes = set(self.grid.get_node_ids())
             for gone in self.roster.keys() - nodes:
                 self.event("gone", number, self.roster.pop(gone).name)
-            self._greet(number, sorted(nodes - self.roster.keys()), end)
+            self.refused &= nodes
+            self._greet(number, sorted(nodes - self.roster.keys() - self.refused), end)
             enough = len(self.roster) >= self.recipe.clients.least
             if enough or not patient or time.monotonic() >= end:
                 return
@@ -159,6 +161,8 @@ class Federation:
                     raise GarbledError(f"another client is {hello.name!r} already")
             except HwnasError as error:
                 self.event("refused", number, f"node-{answer.node}", str(error))
+                if not answer.late:
+                    self.refused.add(answer.node)
                 continue
             names.add(hello.name)
             self.roster[answer.node] = hello
@@ -213,6 +217,7 @@ class Federation:
                 found = tiers_of([device], self.shape, self.recipe, state.scores)
             except HwnasError as error:
                 self.event("refused", number, self.roster.pop(node).name, str(error))
+                self.refused.add(node)
                 continue
             state.tiers |= found
 
