@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,10 @@ from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Summary
 from hwnas.trained import TrainedRun
 
+# two minutes, for which continuous integration has no time
+VARIANT = pytest.mark.skipif(
+    os.environ.get("HWNAS_EVERY_VARIANT") != "1", reason="HWNAS_EVERY_VARIANT=1 runs it"
+)
 NARROW = Subnetwork.of([[4, 384], [12, 1536], [0, 0], [1, 32], [7, 224], [6, 768]])
 
 
@@ -137,7 +142,7 @@ def test_a_narrower_residual_stream_is_smaller_throughout() -> None:
 
 
 @pytest.mark.slow  # half a minute: a tiny model through the whole line, and once through a search
-@pytest.mark.parametrize("algorithm", ["evolution", "guided"])
+@pytest.mark.parametrize("algorithm", [pytest.param("evolution", marks=VARIANT), "guided"])
 def test_what_is_handed_over_is_small_enough(
     algorithm: str, tiny_recipe: Path, tiny_trained: Path, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ class LocalSpec(Settings):
     rate: float = Field(1e-4, gt=0, lt=1)
     decay: bool = True  # the rate falls linearly over the rounds, to a tenth
     nested: int = Field(1, ge=0)  # smaller tiers' subnetworks, trained beside the client's own
+    grow: float = Field(0.0, ge=0, lt=1)  # of the rounds, in which smaller tiers' are learned first
     distill_weight: float = Field(0.7, ge=0, le=1)  # of what the largest says, for the nested ones
     temperature: float = Field(2.0, gt=0)
     proximal: float = Field(0.0, ge=0)  # weight of the distance from the server's weights (FedProx)
@@ -125,7 +126,7 @@ class AggregationSpec(Settings):
     weigh: Literal["examples", "clients"] = "examples"
     # to which power the share of a round's weight that trained a coordinate shortens its step; 0:
     # whoever trained it decides it alone
-    few: float = Field(0.0, ge=0, le=1)
+    few: float = Field(1.0, ge=0, le=1)
     trim: float = Field(0.1, gt=0, lt=0.5)  # of the values at each end, for `trimmed_mean`
     malicious: int = Field(1, ge=0)  # clients that `krum` expects to poison
     optimizer: Literal["average", "momentum", "adam", "yogi"] = "average"
@@ -294,7 +295,6 @@ class FederatedRecipe(Settings):
             ("importance", self.importance, "magnitude"),
             ("aggregation.rule", self.aggregation.rule, "mean"),
             ("aggregation.weigh", self.aggregation.weigh, "clients"),
-            ("aggregation.few", self.aggregation.few, 0),
             ("evaluation.clients", self.evaluation.clients, False),
         ):
             if value != needed:

@@ -299,17 +299,19 @@ class Federation:
         packed: dict[str, ArrayRecord] = {}
         nodes = self.chosen(number)
         order = self.order(state)
+        trained = {name: self.grown(state, tier, number) for name, tier in state.tiers.items()}
 
         def requests() -> Iterator[Request]:
             for node in nodes:
                 hello = self.roster[node]
-                if hello.tier not in sent:
-                    sent[hello.tier] = parts[hello.tier].cut(before)
-                    packed[hello.tier] = weights(sent[hello.tier])
+                name = trained[hello.tier].name
+                if name not in sent:
+                    sent[name] = parts[name].cut(before)
+                    packed[name] = weights(sent[name])
                 work = self.work(state, hello, number)
-                yield Request(node, "train", pack(work, packed[hello.tier], order))
+                yield Request(node, "train", pack(work, packed[name], order))
 
-        combined = self.aggregator(state, parts)
+        combined = self.aggregator(state, parts, trained)
         losses: list[tuple[float, int]] = []
         down = up = 0
         steps = 0.0
@@ -318,15 +320,15 @@ class Federation:
             down, up = down + answer.down, up + answer.up
             try:
                 done = unpack(_content(answer), Done)
-                part = parts[hello.tier]
+                name = trained[hello.tier].name
+                part = parts[name]
                 after = part.sent_back(arrays_of(_content(answer)))
             except HwnasError as error:
                 what = "idle" if isinstance(error, IdleError) else "failed"
                 self.event("late" if answer.late else what, number, hello.name, str(error))
                 continue
             change = {
-                piece.name: after[piece.name] - sent[hello.tier][piece.local]
-                for piece in part.trained
+                piece.name: after[piece.name] - sent[name][piece.local] for piece in part.trained
             }
             most = self.largest_norm(part, state.whole)
             if most is not None and norm(change) > most:
@@ -356,7 +358,23 @@ class Federation:
             phase=phase_at(recipe, number),
         )
 
-    def aggregator(self, state: ServerState, parts: Mapping[str, Part]) -> Aggregator:
+    def grown(self, state: ServerState, tier: Tier, number: int) -> Tier:
+        """What a tier's clients train in a round: its own subnetwork, or a smaller one at first.
+
+        The first `local.grow` of the rounds are divided among the smaller tiers, the smallest
+        first: everybody learns those before the larger ones build on them.
+        """
+        smaller = state.smaller(tier)[::-1]
+        early = self.recipe.local.grow * self.recipe.rounds
+        others = len(state.tiers) - 1
+        if not smaller or number > early or not others:
+            return tier
+        stage = int((number - 1) * others / early)
+        return [*smaller, tier][min(stage, len(smaller))]
+
+    def aggregator(
+        self, state: ServerState, parts: Mapping[str, Part], trained: Mapping[str, Tier]
+    ) -> Aggregator:
         """How this round's updates become one change."""
         private = self.recipe.privacy
         if private is None or private.kind == "local":
@@ -365,7 +383,7 @@ class Federation:
         clients = Counter(hello.tier for hello in self.roster.values())
         expected: dict[Part, float] = {}
         for tier, count in clients.items():
-            part = parts[tier]
+            part = parts[trained[tier].name]
             expected[part] = expected.get(part, 0.0) + count * self.recipe.clients.share
         return NoisySum(shapes, private, expected)
 
@@ -382,7 +400,10 @@ class Federation:
 
     def work(self, state: ServerState, hello: Hello, number: int) -> Work:
         """What a client trains in a round."""
-        tier = state.tiers[hello.tier]
+        own = state.tiers[hello.tier]
+        tier = self.grown(state, own, number)
+        # as much computing as the client's own subnetwork would take
+        steps = self.steps_of(state, own) / self.step_of(state, tier)
         nested = state.smaller(tier) if self.recipe.local.nested else []
         continual = self.recipe.continual
         of_rows = continual is not None and continual.by != "clients"
@@ -392,18 +413,20 @@ class Federation:
             labels=state.labels,
             phase=phase_at(self.recipe, number) if of_rows else None,
             smaller=[other.genome for other in nested],
-            steps=self.recipe.steps_at(hello.tier),
+            steps=max(1, round(steps)),
             rate=self.recipe.rate_at(number),
             seed=zlib.crc32(f"{self.recipe.seed}/{number}/{hello.name}".encode()) % 2**31,
         )
 
     def steps_of(self, state: ServerState, tier: Tier) -> float:
         """What a client's round costs, in training steps of the whole model."""
-        local = self.recipe.local
+        return self.recipe.steps_at(tier.name) * self.step_of(state, tier)
+
+    def step_of(self, state: ServerState, tier: Tier) -> float:
+        """What a step costs, with the subnetworks nested in it."""
         smaller = [other.macs for other in state.smaller(tier)]
-        count = min(local.nested, len(smaller))
-        nested = count * statistics.mean(smaller) if count else 0.0
-        return self.recipe.steps_at(tier.name) * (tier.macs + nested)
+        count = min(self.recipe.local.nested, len(smaller))
+        return tier.macs + (count * statistics.mean(smaller) if count else 0.0)
 
     @cached_property
     def test(self) -> Dataset | None:
@@ -462,23 +485,57 @@ class Federation:
             "forgetting": {name: value for name, value in lost.items() if value is not None},
         }
 
+    def served(self, state: ServerState, number: int) -> dict[str, str]:
+        """Which tier's model each tier is served with: the best that is no larger than its own.
+
+        Every client judges all models that its device can run on its own held-out rows; a tier's
+        are compared by the clients that can run all of them.
+        """
+        own = {name: name for name in state.tiers}
+        if not self.recipe.evaluation.clients or len(own) == 1:
+            return own
+        found: dict[str, dict[str, ClientScore]] = {}  # tier of the model -> client -> score
+        for name, tier in state.tiers.items():
+            able = [
+                node
+                for node, hello in self.roster.items()
+                if state.tiers[hello.tier].macs >= tier.macs
+            ]
+            scores, _ = self.judged(state, tier, able, number)
+            found[name] = {one.client: one for one in scores}
+        for name, tier in state.tiers.items():
+            candidates = [name, *(other.name for other in state.smaller(tier))]
+            everywhere = set.intersection(*(set(found[c]) for c in candidates))
+            rows = sum(found[name][client].rows for client in everywhere)
+            if rows:
+                means = {
+                    c: sum(found[c][x].score * found[c][x].rows for x in sorted(everywhere)) / rows
+                    for c in candidates
+                }
+                own[name] = max(candidates, key=lambda c: means[c])
+        return own
+
     def judge_at_clients(self, state: ServerState, number: int) -> tuple[list[ClientScore], int]:
         """Each client's held-out rows, by its tier's model; and the bytes that were sent."""
-        packed = {
-            name: weights(state.part(tier.subnetwork).cut(state.tensors))
-            for name, tier in state.tiers.items()
-        }
+        found: list[ClientScore] = []
+        sent = 0
+        for name, tier in state.tiers.items():
+            nodes = [node for node, hello in self.roster.items() if hello.tier == name]
+            scores, down = self.judged(state, tier, nodes, number)
+            found, sent = found + scores, sent + down
+        return sorted(found, key=lambda one: one.client), sent
+
+    def judged(
+        self, state: ServerState, tier: Tier, nodes: Sequence[int], number: int
+    ) -> tuple[list[ClientScore], int]:
+        """A tier's model by these clients, on their held-out rows; and the bytes that were sent."""
+        packed = weights(state.part(tier.subnetwork).cut(state.tensors))
         order = self.order(state)
-        nodes = sorted(self.roster, key=lambda node: self.roster[node].name)
-
-        def requests() -> Iterator[Request]:
-            for node in nodes:
-                tier = state.tiers[self.roster[node].tier]
-                work = Work(number=number, genome=tier.genome, labels=state.labels)
-                yield Request(node, "evaluate", pack(work, packed[tier.name], order))
-
+        work = Work(number=number, genome=tier.genome, labels=state.labels)
+        ordered = sorted(nodes, key=lambda node: self.roster[node].name)
+        requests = (Request(node, "evaluate", pack(work, packed, order)) for node in ordered)
         found, sent = [], 0
-        for answer in self._ask(requests(), number, self.recipe.clients.deadline_s):
+        for answer in self._ask(requests, number, self.recipe.clients.deadline_s):
             hello = self.roster[answer.node]
             sent += answer.down
             try:
@@ -497,7 +554,7 @@ class Federation:
                     loss=done.loss,
                 )
             )
-        return sorted(found, key=lambda one: one.client), sent
+        return found, sent
 
 
 def _content(answer: Answer) -> Any:
@@ -569,31 +626,34 @@ def finish(federation: Federation, state: ServerState, seconds: float) -> Federa
     rounds = [Round.model_validate(line) for line in federation.directory.lines(ROUNDS)]
     judged = next((one for one in reversed(rounds) if one.scores or one.clients), None)
     results = []
+    served = federation.served(state, state.number)
     for name, tier in state.tiers.items():
-        dense = state.network.extract(tier.subnetwork)
+        model = state.tiers[served[name]]
+        dense = state.network.extract(model.subnetwork)
         with replacing(path / "tiers" / name / "model") as partial:
             dense.save_pretrained(partial)
             state.tokenizer.save_pretrained(partial)
         if state.prompt:
-            with state.answering(tier) as reading:
+            with state.answering(model) as reading:
                 reading.save_pretrained(path / "tiers" / name / "prompt")
         mine = [c.score for c in judged.clients if c.tier == name] if judged else []
         results.append(
             TierResult(
                 name=name,
                 target=tier.target,
-                genome=tier.genome,
+                served=served[name],
+                genome=model.genome,
                 params=sum(p.numel() for p in dense.parameters()),
                 budget_ms=tier.budget_ms,
-                predicted_ms=tier.predicted_ms,
+                predicted_ms=federation.devices[name].table.predictor().predict(model.subnetwork),
                 whole_ms=tier.whole_ms,
-                score=judged.scores.get(name) if judged else None,
+                score=judged.scores.get(served[name]) if judged else None,
                 clients=len(mine),
                 mean=statistics.mean(mine) if mine else None,
                 least=min(mine, default=None),
                 spread=statistics.pstdev(mine) if mine else None,
                 path=f"tiers/{name}/model",
-                forgetting=judged.forgetting.get(name) if judged else None,
+                forgetting=judged.forgetting.get(served[name]) if judged else None,
             )
         )
     whole = sum(parameter.numel() for parameter in state.network.model.parameters())

@@ -57,15 +57,17 @@ class TierResult(Record):
     """A tier's model in the end.
 
     Attributes:
+        served: the tier whose model it is: its own, or a smaller one's that clients found better.
         score: on the server's test rows; None where it has none.
         clients, mean, least, spread: how many clients judged it on their own rows, the mean of
-            their scores, the lowest, and their standard deviation.
+            their scores by the tier's own model, the lowest, and their standard deviation.
         measured_ms, ratio, met, size_mb: of its exported files on this machine: the latency, as a
             share of the whole model's, whether the tier's budget is met, and what is on disk.
     """
 
     name: str
     target: str
+    served: str
     genome: list[list[int]]
     params: int
     budget_ms: float | None

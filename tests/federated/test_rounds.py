@@ -69,15 +69,20 @@ def test_every_tier_gets_its_model(finished: Finished) -> None:
     recipe, out, summary, _ = finished
     large, small = summary.tiers
     assert small.budget_ms is not None and small.predicted_ms <= small.budget_ms * 1.001
-    for wide, narrow in zip(large.genome, small.genome, strict=True):
-        assert narrow[0] <= wide[0] and narrow[1] <= wide[1]
     state = ServerState.find(out, recipe)
     assert state is not None
+    genomes = (state.tiers[name].genome for name in ("large", "small"))
+    for wide, narrow in zip(*genomes, strict=True):
+        assert narrow[0] <= wide[0] and narrow[1] <= wide[1]
+    assert small.served == "small" and large.served in ("large", "small")
     federation_rows = state.tokenizer(["good day", "bad day"], padding=True, return_tensors="pt")
     for tier in summary.tiers:
         dense = load(out / tier.path)
         assert sum(p.numel() for p in dense.parameters()) == tier.params
-        with torch.no_grad(), state.network.as_subnetwork(state.tiers[tier.name].subnetwork) as own:
+        with (
+            torch.no_grad(),
+            state.network.as_subnetwork(state.tiers[tier.served].subnetwork) as own,
+        ):
             own.eval()
             torch.testing.assert_close(
                 dense(**federation_rows).logits, own(**federation_rows).logits
@@ -356,7 +361,10 @@ def test_adapters_learn_beside_frozen_weights_that_are_never_sent(
     for tier in summary.tiers:
         dense = load(out / tier.path)
         assert not any("down" in name for name, _ in dense.named_parameters())
-        with torch.no_grad(), state.network.as_subnetwork(state.tiers[tier.name].subnetwork) as own:
+        with (
+            torch.no_grad(),
+            state.network.as_subnetwork(state.tiers[tier.served].subnetwork) as own,
+        ):
             own.eval()
             torch.testing.assert_close(dense(**rows).logits, own(**rows).logits)
 
@@ -403,7 +411,7 @@ def test_a_prompt_is_a_few_kilobytes_a_round(make_recipe: Make, tmp_path: Path) 
         again = PeftModel.from_pretrained(
             load(out / tier.path), out / "tiers" / tier.name / "prompt"
         )
-        with torch.no_grad(), state.answering(state.tiers[tier.name]) as own:
+        with torch.no_grad(), state.answering(state.tiers[tier.served]) as own:
             torch.testing.assert_close(again(**rows).logits, own(**rows).logits)
     resumed, _ = _run(recipe, out, resume=True)
     assert [t.score for t in resumed.tiers] == [t.score for t in summary.tiers]
@@ -433,3 +441,48 @@ def test_clients_bring_their_own_tables(
     assert small.params < own.params < large.params
     line = json.loads((out / "rounds.jsonl").read_text())
     assert line["answered"] == line["asked"] == 2
+
+
+def test_small_ones_are_learned_first_where_the_recipe_says(
+    make_recipe: Make, tmp_path: Path
+) -> None:
+    recipe = make_recipe(rounds=4, local={"grow": 0.5}, evaluation={"clients": False, "every": 4})
+    summary, _ = _run(recipe, tmp_path / "run")
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    ]
+    first, *_, last = lines
+    # everybody is sent the small part at first, for as much computing as later
+    assert first["up_bytes"] < 0.8 * last["up_bytes"]
+    assert first["steps"] == last["steps"]
+    assert summary.rounds == 4
+
+
+def test_a_tier_is_served_the_best_that_it_can_run(make_recipe: Make, tmp_path: Path) -> None:
+    """A large model whose outer weights are poisoned is worse than the small one within it."""
+    recipe = make_recipe(rounds=1, evaluation={"every": 1})
+    out = tmp_path / "run"
+    grid = InProcess(client_app(recipe), recipe.clients.count)
+
+    class Poisoned(Federation):
+        def train(self, state: ServerState, number: int) -> Any:
+            found = super().train(state, number)
+            inner = {p.name: p.shape for p in state.part(state.tiers["small"].subnetwork).trained}
+            for name, tensor in state.tensors.items():
+                if name.endswith("output.dense.weight") and name in inner:
+                    tensor[:, inner[name][1] :] = 3 * torch.randn_like(tensor[:, inner[name][1] :])
+            return found
+
+        def judged(self, state: ServerState, tier: Any, nodes: Any, number: int) -> Any:
+            scores, sent = super().judged(state, tier, nodes, number)
+            asked.append((tier.name, len(scores)))
+            return scores, sent
+
+    asked: list[tuple[str, int]] = []
+    summary = federate(grid, recipe, out, resume=False, kind=Poisoned)
+    assert asked[-2:] == [("large", 2), ("small", 4)]
+    large, small = summary.tiers
+    scores = json.loads((out / "rounds.jsonl").read_text())["scores"]
+    assert large.score == scores[large.served] and small.served == "small"
+    state = ServerState.find(out, recipe)
+    assert state is not None and large.genome == state.tiers[large.served].genome
