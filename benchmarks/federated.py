@@ -4,7 +4,8 @@ MiniLM on SST-2 (and tweets), twelve clients, a third of them in each tier of de
 model, 60 % and 35 % of its latency by a shipped table), labels spread by Dirichlet 0.3. Every
 client spends the same training compute a round in all ways:
 
-- `ours`: `hwnas federate`: subnetworks by latency, smaller tiers' nested in them and taught;
+- `ours`: `hwnas federate`: subnetworks by latency, small ones learned first, then nested in the
+  larger ones and taught by them; each tier is served the best that it can run, by clients' own rows;
 - `heterofl`: widths as ours, each client trains its own only (Diao et al. 2021);
 - `fedrolex`: the same, and the window of heads and neurons rolls every round (Alam et al. 2022);
 - `smallest`: everybody trains the smallest tier's model;
@@ -96,6 +97,7 @@ def recipe_of(task: str, seed: int, way: str, quick: bool) -> FederatedRecipe:
             "batch": BATCH,
             "rate": RATE,
             "nested": 1 if way == "ours" else 0,
+            "grow": 0.5 if way == "ours" else 0.0,
         },
         "evaluation": {"every": 2 if quick else 10, "rows": 100 if quick else 4000},
         "seed": seed,

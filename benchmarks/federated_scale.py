@@ -41,7 +41,7 @@ def recipe_of(clients: int) -> FederatedRecipe:
         ],
         "rounds": 2,
         "clients": {"count": clients, "split": {"kind": "even"}, "rows": 10, "deadline_s": 3000.0},
-        "local": {"steps": 1, "batch": 4, "nested": 0},
+        "local": {"steps": 1, "batch": 4, "nested": 0, "grow": 0},
         "importance": "magnitude",
         "evaluation": {"every": 2, "rows": 20, "clients": False},
     }
