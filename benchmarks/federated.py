@@ -5,7 +5,7 @@ model, 60 % and 35 % of its latency by a shipped table), labels spread by Dirich
 client spends the same training compute a round in all ways:
 
 - `ours`: `hwnas federate`: subnetworks by latency, small ones learned first, then nested in the
-  larger ones and taught by them; each tier is served the best that it can run, by clients' own rows;
+  larger ones and taught by them (each tier is served the best that it can run, in all ways);
 - `heterofl`: widths as ours, each client trains its own only (Diao et al. 2021);
 - `fedrolex`: the same, and the window of heads and neurons rolls every round (Alam et al. 2022);
 - `smallest`: everybody trains the smallest tier's model;
