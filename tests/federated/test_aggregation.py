@@ -147,7 +147,7 @@ def test_a_poisoned_answer_moves_a_mean_and_no_robust_rule(rule: str) -> None:
         return max(float((found[name] - truth[name]).abs().max()) for name in SHAPES)
 
     state = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    spec = AggregationSpec(rule=rule, trim=0.25, malicious=1)  # type: ignore[arg-type]
+    spec = AggregationSpec(rule=rule, trim=0.25, malicious=1, few=0)  # type: ignore[arg-type]
     assert off(Mean(SHAPES)) > 100
     assert off(aggregator(spec, state)) < 0.5  # type: ignore[arg-type]
 

@@ -60,7 +60,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"clients": {"split": {"kind": "groups", "column": "author"}}},
         "no column 'author'",
     ),
-    "a task that cannot be": ({"task": {"data": "x.jsonl", "kind": "choice"}}, "kind: choice"),
+    "a task that cannot be": (
+        {"task": {"data": "x.jsonl", "kind": "embedding"}},
+        "kind: embedding",
+    ),
+    "a language model's task": (
+        {"task": {"data": "x.jsonl", "kind": "choice"}},
+        "a task of kind choice has phase=prefill or decode",
+    ),
     "data that is not there": ({"task": {"data": "nowhere.csv"}}, "nowhere.csv: no such file"),
     "a model that is not there": ({"model": "./nowhere"}, "nowhere: no such folder"),
     "text longer than the model": ({"task": {"max_length": 512}}, "reads at most 64 tokens"),
