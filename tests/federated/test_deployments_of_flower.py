@@ -32,7 +32,7 @@ TABLE = {
 }
 RECIPE: dict[str, Any] = {
     "model": "demo:minilm",
-    "task": {"data": "demo:tweets", "max_length": 32},
+    "task": {"max_length": 32},  # and a file of real tweets, which is read sooner than all of them
     "rounds": 2,
     "clients": {"count": 3, "least": 3, "rows": 40, "deadline_s": 150.0},
     "tiers": [
@@ -45,9 +45,11 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def _write(folder: Path, **changes: Any) -> Path:
+def _write(folder: Path, tiny_recipe: Path, **changes: Any) -> Path:
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(RECIPE | changes))
+    data = yaml.safe_load(tiny_recipe.read_text())["task"]["data"]
+    task = {"task": RECIPE["task"] | {"data": data}}
+    path.write_text(yaml.safe_dump(RECIPE | task | changes))
     return path
 
 
@@ -65,12 +67,12 @@ def _wait_for(what: Callable[[], bool], seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def simulated(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> Path:
     """The recipe in simulation, by the command line; its run directory."""
     folder = tmp_path_factory.mktemp("simulated")
     out = folder / "run"
     # a budget that this machine, not the table's, may miss is not what is tested
-    command = ["federate", str(_write(folder)), "--out", str(out), "--workers", "2"]
+    command = ["federate", str(_write(folder, tiny_recipe)), "--out", str(out), "--workers", "2"]
     try:
         app(command, standalone_mode=False)
     except Exception as error:
@@ -110,10 +112,10 @@ def _federate(recipe: Path, out: Path, flower: Deployment, *more: str) -> subpro
 
 
 def test_a_superlink_restarted_a_stranger_refused_and_a_node_killed(
-    simulated: Path, tmp_path: Path
+    simulated: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """Three SuperNodes, a fourth that is not registered, and the SuperLink killed after a round."""
-    recipe, out = _write(tmp_path), tmp_path / "run"
+    recipe, out = _write(tmp_path, tiny_recipe), tmp_path / "run"
     with deployment(tmp_path) as flower:
         flower.start_superlink()
         for number in range(3):
@@ -136,14 +138,17 @@ def test_a_superlink_restarted_a_stranger_refused_and_a_node_killed(
         assert "Receiving" not in flower.log("stranger")
         assert "[/v1/fleet/activate-node][ApiError" in flower.log("superlink")
         _check_equal(simulated, out)
-        _one_dies(flower, tmp_path)
+        _one_dies(flower, tmp_path, tiny_recipe)
 
 
-def _one_dies(flower: Deployment, folder: Path) -> None:
+def _one_dies(flower: Deployment, folder: Path, tiny_recipe: Path) -> None:
     """A SuperNode killed before it answers costs its answer only."""
     (folder / "second").mkdir()
     clients = RECIPE["clients"] | {"least": 1, "deadline_s": 90.0}
-    recipe, out = _write(folder / "second", rounds=1, clients=clients), folder / "second" / "run"
+    recipe, out = (
+        _write(folder / "second", tiny_recipe, rounds=1, clients=clients),
+        folder / "second" / "run",
+    )
     running = _federate(recipe, out, flower)
     _wait_for(lambda: len(_events(out, "joined")) == 3, 120)
     flower.kill("node1")
