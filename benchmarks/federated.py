@@ -129,7 +129,7 @@ class StrongOnly(Federation):
 
     def chosen(self, number: int) -> list[int]:
         """Those of the largest tier."""
-        return [n for n in super().chosen(number) if self.roster[n].tier == "large"]
+        return [n for n in super().chosen(number) if self.roster.clients[n].tier == "large"]
 
 
 def row(task: str, seed: int, way: str, quick: bool) -> dict[str, Any]:

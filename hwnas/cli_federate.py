@@ -71,7 +71,7 @@ def federate(
             print_rich(f"{superlink}: done; the run directory is {folder} on its machine")
             return
     else:
-        from hwnas.federated.server import check
+        from hwnas.federated.checks import check
         from hwnas.federated.simulation import require_flower
         from hwnas.federated.simulation import simulate as run_simulation
 

@@ -48,7 +48,8 @@ def server_app() -> ServerApp:
     from flwr.serverapp import ServerApp
 
     from hwnas.console import quiet
-    from hwnas.federated.server import check, federate
+    from hwnas.federated.checks import check
+    from hwnas.federated.server import federate
 
     app = ServerApp()
 

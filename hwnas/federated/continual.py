@@ -22,8 +22,6 @@ from hwnas.federated.recipe import ContinualSpec, FederatedRecipe
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hwnas.federated.summary import Round
-
 
 def phase_at(recipe: FederatedRecipe, number: int) -> int:
     """The phase, from 0, of a round."""
@@ -58,10 +56,13 @@ def is_there(spec: ContinualSpec, phase: int, client: int, clients: int) -> bool
     return spec.by != "clients" or client * spec.phases // clients == phase
 
 
-def forgetting(rounds: Sequence[Round], tier: str, phase: int) -> float | None:
-    """How far scores of the phases before `phase` have fallen, in the last of these rounds."""
-    judged = [one.phase_scores[tier] for one in rounds if tier in one.phase_scores]
-    if not judged or phase == 0:
+def forgetting(judged: Sequence[Sequence[float]], phase: int) -> float | None:
+    """How far scores of the phases before `phase` have fallen; None in the first.
+
+    Args:
+        judged: the scores on each phase's rows, every time that a model was judged.
+    """
+    if phase == 0 or not judged:
         return None
     now = judged[-1]
     return statistics.mean(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hwnas.federated.messages import size_of
+from hwnas.federated.messages import GarbledError, size_of
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
@@ -40,6 +40,17 @@ class Answer:
     late: bool = False
     down: int = 0  # bytes of weights that were sent
     up: int = 0
+
+    @property
+    def said(self) -> RecordDict:
+        """The content.
+
+        Raises:
+            GarbledError: there is none; says why.
+        """
+        if self.content is None:
+            raise GarbledError(self.problem)
+        return self.content
 
 
 def ask(

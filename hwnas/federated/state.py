@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 
 from hwnas.elastic.supernet import SuperNetwork
+from hwnas.federated.messages import weights
 from hwnas.federated.parts import Part
 from hwnas.federated.prompts import SOFT, first_prompt, prompted
 from hwnas.federated.recipe import FederatedRecipe
@@ -29,6 +30,7 @@ from hwnas.subnetwork import Subnetwork
 
 if TYPE_CHECKING:
     import torch
+    from flwr.app import ArrayRecord
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _START, _FOLDER = "start", "state"
@@ -157,3 +159,8 @@ class ServerState:
         for name, tensor in read_tensors(folder / "trained.safetensors").items():
             tensors[name].copy_(tensor)
         return state
+
+
+def order_of(state: ServerState) -> ArrayRecord | None:
+    """What clients sort the original model by, where they have its frozen weights."""
+    return weights(state.order) if state.recipe.method.freezes else None

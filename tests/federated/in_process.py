@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -38,6 +39,7 @@ class InProcess(Grid):
     configs: dict[int, dict[str, Any]] = field(default_factory=dict)  # more node config
     backwards: bool = False  # replies of a look come in the opposite order
     most_waiting: int = 0
+    asked: Counter[str] = field(default_factory=Counter)  # messages of each type
     number: int = 0  # of the round that was asked for last
     _replies: dict[str, tuple[float, Message | None]] = field(default_factory=dict)
     _ids: Any = field(default_factory=itertools.count)
@@ -71,6 +73,7 @@ class InProcess(Grid):
         ids = []
         for message in messages:
             name = f"message-{next(self._ids)}"
+            self.asked[message.metadata.message_type] += 1
             metadata = cast("Any", message.metadata)
             metadata._message_id = name
             metadata._src_node_id = 0

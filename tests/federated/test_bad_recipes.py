@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from hwnas.errors import UserError
+from hwnas.federated.checks import check
 from hwnas.federated.recipe import FederatedRecipe, load_federated
-from hwnas.federated.server import check
 
 Make = Callable[..., FederatedRecipe]
 PRIVATE = {"kind": "central", "clip": 1.0, "noise": 1.0}

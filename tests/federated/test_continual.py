@@ -15,31 +15,16 @@ from hwnas.federated.client import Client, Identity, client_app
 from hwnas.federated.continual import forgetting, is_there, phase_at
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server import federate
-from hwnas.federated.summary import FederatedSummary, Round
+from hwnas.federated.summary import FederatedSummary
 
 Make = Callable[..., FederatedRecipe]
 
 
-def _round(number: int, scores: list[float]) -> Round:
-    return Round(
-        number=number,
-        asked=1,
-        answered=1,
-        loss=None,
-        down_bytes=0,
-        up_bytes=0,
-        steps=0.0,
-        seconds=0.0,
-        phase_scores={"small": scores},
-    )
-
-
 def test_forgetting_is_the_mean_fall_from_the_best() -> None:
-    rounds = [_round(1, [80, 0, 0]), _round(2, [90, 10, 0]), _round(3, [50, 70, 0])]
-    assert forgetting(rounds[:1], "small", 0) is None
-    assert forgetting(rounds, "small", 1) == 40
-    assert forgetting([*rounds, _round(4, [60, 40, 80])], "small", 2) == (30 + 30) / 2
-    assert forgetting(rounds, "large", 1) is None
+    judged = [[80.0, 0.0, 0.0], [90.0, 10.0, 0.0], [50.0, 70.0, 0.0]]
+    assert forgetting(judged[:1], 0) is None
+    assert forgetting(judged, 1) == 40
+    assert forgetting([*judged, [60.0, 40.0, 80.0]], 2) == (30 + 30) / 2
 
 
 def test_phases_share_the_rounds_and_the_clients(make_recipe: Make) -> None:

@@ -14,9 +14,10 @@ from in_process import InProcess
 
 from hwnas.errors import HwnasError
 from hwnas.federated.client import client_app
+from hwnas.federated.judging import server_rows
 from hwnas.federated.parts import Part
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.server import Federation, federate, server_rows
+from hwnas.federated.server import Federation, federate
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
 from hwnas.files import read_tensors
@@ -473,14 +474,9 @@ def test_a_tier_is_served_the_best_that_it_can_run(make_recipe: Make, tmp_path: 
                     tensor[:, inner[name][1] :] = 3 * torch.randn_like(tensor[:, inner[name][1] :])
             return found
 
-        def judged(self, state: ServerState, tier: Any, nodes: Any, number: int) -> Any:
-            scores, sent = super().judged(state, tier, nodes, number)
-            asked.append((tier.name, len(scores)))
-            return scores, sent
-
-    asked: list[tuple[str, int]] = []
     summary = federate(grid, recipe, out, resume=False, kind=Poisoned)
-    assert asked[-2:] == [("large", 2), ("small", 4)]
+    # beside its own, the clients of the large tier judge the small one's model in the end
+    assert grid.asked["evaluate"] == 4 + 2 + 4
     large, small = summary.tiers
     scores = json.loads((out / "rounds.jsonl").read_text())["scores"]
     assert large.score == scores[large.served] and small.served == "small"

@@ -1,0 +1,38 @@
+"""What can be wrong with a federated recipe, found before anything is started."""
+
+from __future__ import annotations
+
+from hwnas.anatomy import find_shape
+from hwnas.errors import UserError
+from hwnas.federated.population import deal, load_simulated
+from hwnas.federated.recipe import FederatedRecipe
+from hwnas.latency.runtimes import require
+from hwnas.latency.table import LatencyTable
+from hwnas.latency.target import Target
+from hwnas.models import load_config
+
+
+def check(recipe: FederatedRecipe) -> None:
+    """Find what is wrong with a recipe before anything is started.
+
+    Raises:
+        UserError: what is wrong.
+    """
+    config = load_config(recipe.model)
+    shape = find_shape(config)
+    for tier in recipe.tiers:
+        target = Target.parse(tier.target)
+        require(target)
+        if tier.table is not None:
+            table = LatencyTable.find(tier.table)
+            try:
+                table.check_model(shape)
+                table.check_target(target)
+            except UserError as error:
+                raise UserError(f"tiers: {tier.name}: {error}") from None
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and recipe.length > longest:
+        raise UserError(
+            f"task.max_length: {recipe.length}, the model reads at most {longest} tokens"
+        )
+    deal(recipe, load_simulated(recipe))
