@@ -57,6 +57,7 @@ from hwnas.training.trainer import (
     collator,
     model_columns,
     prepared,
+    small_batches,
     train,
 )
 
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_IMPORTANCE_BATCH = 8
 _SPEED_STEPS = 6
 _BELOW = 0.8  # of the smallest budget, that automatic boundaries begin with
 
@@ -278,29 +278,18 @@ def importance(inputs: Inputs) -> Importance:
                 )
             movement = read_tensors(kept)
         kind = inputs.task.kind
-        batches = _batches(inputs, spec.rows)
+        batches = small_batches(inputs.train, inputs.tokenizer, spec.rows)
         scores = measure(start, batches, spec, loss_of=kind.probe, movement=movement)
         usual = "measured" if inputs.recipe.task.is_written else "scores"
         if (spec.losses or usual) == "measured":
             reorder(start, scores)
             few = [
                 {name: x.to(start.device) for name, x in batch.items()}
-                for batch in _batches(inputs, spec.loss_rows)
+                for batch in small_batches(inputs.train, inputs.tokenizer, spec.loss_rows)
             ]
             scores = with_losses(scores, SuperNetwork(start), few, kind)
         scores.save(path)
     return Importance.load(path)
-
-
-def _batches(inputs: Inputs, count: int) -> list[dict[str, torch.Tensor]]:
-    """The first so many training rows, in small batches."""
-    part = model_columns(inputs.train)
-    part = part.select(range(min(len(part), count)))
-    collate = collator(inputs.tokenizer, part)
-    return [
-        dict(collate([part[i] for i in range(at, min(at + _IMPORTANCE_BATCH, len(part)))]))
-        for at in range(0, len(part), _IMPORTANCE_BATCH)
-    ]
 
 
 def search_space(inputs: Inputs, table: LatencyTable, scores: Importance) -> SearchSpace:

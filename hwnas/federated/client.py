@@ -259,6 +259,8 @@ class Client:
 
         torch.set_num_threads(self.recipe.local.threads)
         begin = time.perf_counter()
+        if not self.recipe.evaluation.clients:
+            raise UserError("evaluation.clients: false, so no scores are told")
         loss, score = self._judge(self.trainee(work, content).model, work.labels)
         return Done(
             rows=len(self.encoded(work.labels, "held_out")),
@@ -283,25 +285,20 @@ class Client:
         import torch
 
         from hwnas.importance.kinds import measure
-        from hwnas.training.trainer import collator, model_columns
+        from hwnas.training.trainer import small_batches
 
         torch.set_num_threads(self.recipe.local.threads)
         begin = time.perf_counter()
-        rows = model_columns(self.encoded(work.labels, "train"))
-        rows = rows.select(range(min(len(rows), self.recipe.importance_rows)))
-        original = original_of(self.text, tuple(work.labels))
-        collate = collator(original.tokenizer, rows)
-        size = min(8, self.recipe.local.batch)
-        batches = [
-            dict(collate([rows[i] for i in range(at, min(at + size, len(rows)))]))
-            for at in range(0, len(rows), size)
-        ]
-        model = load_original(self.recipe, tuple(work.labels))[0]
+        if self.recipe.importance != "clients":
+            raise UserError(f"importance: {self.recipe.importance} asks clients for nothing")
+        rows = self.encoded(work.labels, "train")
+        model, tokenizer = load_original(self.recipe, work.labels)
+        batches = small_batches(rows, tokenizer, self.recipe.importance_rows)
         scores = measure(model, batches, loss_of=self.kind.probe)
         named = {f"heads.{i}": t for i, t in enumerate(scores.heads)}
         named |= {f"ffn.{i}": t for i, t in enumerate(scores.ffn)}
         seconds = time.perf_counter() - begin
-        return Done(rows=len(rows), seconds=seconds), named
+        return Done(rows=min(len(rows), self.recipe.importance_rows), seconds=seconds), named
 
 
 def load_original(

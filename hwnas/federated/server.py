@@ -199,8 +199,9 @@ class Federation:
             }
             found = found.model_copy(update=judged)
         found = found.model_copy(update={"seconds": round(time.perf_counter() - begin, 3)})
-        state.save(self.path)
+        # in this order: a line without its state is dropped and made again, not the other way round
         self.directory.append(ROUNDS, found.model_dump(mode="json"))
+        state.save(self.path)
         return found
 
     def arrange(self, state: ServerState, number: int) -> None:

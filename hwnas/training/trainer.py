@@ -62,6 +62,7 @@ _QUESTIONS = ("input_ids", "attention_mask", "token_type_ids")
 _LABELS = ("labels", "start_positions", "end_positions")
 ROW = "teacher_row"  # column of a row's number among those that a teacher's memory is of
 _ROWS_FOR_VARIANCE = 64
+_FEW_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -417,6 +418,19 @@ def collator(tokenizer: PreTrainedTokenizerBase, examples: Dataset) -> Callable[
 def model_columns(examples: Dataset) -> Dataset:
     """Of encoded rows, what a model takes."""
     return _columns(examples, (*_QUESTIONS, *_LABELS))
+
+
+def small_batches(
+    examples: Dataset, tokenizer: PreTrainedTokenizerBase, count: int
+) -> list[dict[str, torch.Tensor]]:
+    """The first so many encoded rows as a model takes them, a few at a time, to score parts by."""
+    part = model_columns(examples)
+    part = part.select(range(min(len(part), count)))
+    collate = collator(tokenizer, part)
+    return [
+        dict(collate([part[i] for i in range(at, min(at + _FEW_ROWS, len(part)))]))
+        for at in range(0, len(part), _FEW_ROWS)
+    ]
 
 
 def _columns(examples: Dataset, names: Sequence[str]) -> Dataset:
