@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 _BIN = Path(sys.executable).parent
 _READY_S = 60
@@ -199,10 +201,15 @@ class Deployment:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def kill(self, name: str) -> None:
-        """Without a word, its children too."""
+        """Without a word, as a machine fails: what runs in sessions of its own falls too."""
         process = self.processes.pop(name)
+        family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for child in family:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(family, timeout=10)
 
     def stop(self) -> None:
         for name in list(self.processes):
