@@ -21,7 +21,7 @@ def render(summary: FederatedSummary) -> Group:
         table.add_column(name, justify="left" if name == "tier" else "right")
     for tier in summary.tiers:
         table.add_row(
-            tier.name,
+            tier.name if tier.served == tier.name else f"{tier.name}: {tier.served}'s",
             f"{tier.params / _MB:.1f} M",
             f"{tier.predicted_ms:.3g} ms",
             "-" if tier.measured_ms is None else f"{tier.measured_ms:.3g} ms",
