@@ -123,17 +123,23 @@ class Mean:
 
 
 @dataclass
-class PerCoordinate:
-    """A rule on all the values of a coordinate, of those who trained it; weights do not count."""
+class _Keeping:
+    """Keeps a round's updates, for rules that look at all of them."""
 
-    shapes: Mapping[str, torch.Size]
-    rule: _Rule
-    count: int = 0
-    _updates: list[Update] = field(default_factory=list)
+    count: int = field(default=0, init=False)
+    _updates: list[Update] = field(default_factory=list, init=False)
 
     def add(self, update: Update) -> None:
         self.count += 1
         self._updates.append(update)
+
+
+@dataclass
+class PerCoordinate(_Keeping):
+    """A rule on all the values of a coordinate, of those who trained it; weights do not count."""
+
+    shapes: Mapping[str, torch.Size]
+    rule: _Rule
 
     def finish(self) -> Change:
         change, trained = {}, {}
@@ -168,7 +174,7 @@ def _trimmed(share: float) -> _Rule:
 
 
 @dataclass
-class Krum:
+class Krum(_Keeping):
     """The mean of the answers that are nearest to their neighbours (multi-Krum).
 
     Distances are over the coordinates that all have, each per trained number.
@@ -180,12 +186,6 @@ class Krum:
     shapes: Mapping[str, torch.Size]
     few: float
     malicious: int
-    count: int = 0
-    _updates: list[Update] = field(default_factory=list)
-
-    def add(self, update: Update) -> None:
-        self.count += 1
-        self._updates.append(update)
 
     def finish(self) -> Change:
         mean = Mean(self.shapes, self.few)

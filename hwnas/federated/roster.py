@@ -98,14 +98,17 @@ class Roster:
         for answer in self.ask(requests, number, left):
             try:
                 hello = unpack(answer.said, Hello)
+                if hello.name in names:
+                    raise GarbledError(f"another client is {hello.name!r} already")
+                known = [tier.name for tier in self.recipe.tiers]
+                if hello.device is not None and hello.tier in known:
+                    raise GarbledError(f"tier {hello.tier!r} is the recipe's, not its own to say")
                 if hello.device is not None:
                     own = own_device(hello.device, hello.tier, self.shape)
                     self.devices[hello.tier] = own
-                elif hello.tier not in self.devices:
-                    known = ", ".join(self.devices)
-                    raise GarbledError(f"tier {hello.tier!r} is none of the run's: {known}")
-                if hello.name in names:
-                    raise GarbledError(f"another client is {hello.name!r} already")
+                elif hello.tier not in known:
+                    said = ", ".join(known)
+                    raise GarbledError(f"tier {hello.tier!r} is none of the run's: {said}")
             except HwnasError as error:
                 self.event("refused", number, f"node-{answer.node}", str(error))
                 if not answer.late:

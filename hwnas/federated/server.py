@@ -95,6 +95,7 @@ class Federation:
         """
         self.roster.greet(0, patient=True)
         state = ServerState.find(self.path, self.recipe) or self.start()
+        self.roster.adopt(state, state.number + 1)  # also where no round is left
         done = [line for line in self.directory.lines(ROUNDS) if line["number"] <= state.number]
         self.directory.rewrite(ROUNDS, done)
         with bar("rounds", self.recipe.rounds) as advance:

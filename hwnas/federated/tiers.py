@@ -8,8 +8,9 @@ all tiers have are learned from everybody.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,15 +230,10 @@ def memory_mb(subnetwork: Subnetwork, shape: Shape, tokens: int) -> float:
     weights = shape.hidden * sum(
         per_head * block.heads + per_neuron * block.ffn for _, block in subnetwork.kept
     )
-    inner = Shape(
-        family=shape.family,
-        hidden=shape.hidden,
-        head_size=shape.head_size,
+    inner = replace(
+        shape,
         heads=tuple(block.heads for _, block in subnetwork.kept),
         ffn=tuple(block.ffn for _, block in subnetwork.kept),
-        vocab=shape.vocab,
-        group=shape.group,
-        gated=shape.gated,
     )
     kept = sum(kept_values(inner, i) for i in range(inner.depth))
     embeddings = shape.vocab * shape.hidden
@@ -246,8 +242,6 @@ def memory_mb(subnetwork: Subnetwork, shape: Shape, tokens: int) -> float:
 
 def dealt_tiers(recipe: FederatedRecipe) -> list[str]:
     """The tier of every virtual client, mixed by the seed."""
-    import random
-
     count = recipe.clients.count
     total = sum(tier.share for tier in recipe.tiers)
     borders, at = [], 0.0
