@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server import Federation
 from hwnas.federated.simulation import simulate
 from hwnas.federated.state import ServerState
+from hwnas.federated.summary import FederatedSummary
 from hwnas.federated.tiers import dealt_tiers
 from hwnas.files import validate
 from hwnas.importance.reordering import reorder
@@ -132,8 +133,14 @@ class StrongOnly(Federation):
         return [n for n in super().chosen(number) if self.roster.clients[n].tier == "large"]
 
 
-def row(task: str, seed: int, way: str, quick: bool) -> dict[str, Any]:
-    """One way's models, one for each tier."""
+def row(
+    task: str, seed: int, way: str, quick: bool, runner: Callable[..., FederatedSummary] = simulate
+) -> dict[str, Any]:
+    """One way's models, one for each tier.
+
+    Args:
+        runner: of a recipe in a folder.
+    """
     recipe = recipe_of(task, seed, way, quick)
     if way == "central":
         return central(recipe)
@@ -141,7 +148,7 @@ def row(task: str, seed: int, way: str, quick: bool) -> dict[str, Any]:
         return alone(recipe)
     run = RUNS / ("quick" if quick else "full") / f"{task}-{seed}-{way}"
     kind = {"fedrolex": Rolling, "strong": StrongOnly}.get(way, Federation)
-    summary = simulate(recipe, run, resume=True, kind=kind)
+    summary = runner(recipe, run, resume=True, kind=kind)
     shutil.rmtree(run / "state")  # what is in `tiers` is enough
     return {
         "scores": {tier.name: tier.score for tier in summary.tiers},

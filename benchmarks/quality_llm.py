@@ -217,8 +217,8 @@ def one_shot(inputs: Inputs) -> Kind:
     def importance(_: Sequence[Subnetwork]) -> Importance:
         found = stages.importance(inputs)
         return Importance(
-            found.head_weights,
-            found.ffn_weights,
+            tuple(weights.clone() for weights in found.head_weights),
+            tuple(weights.clone() for weights in found.ffn_weights),
             found.head_weights,
             found.ffn_weights,
             found.layers,

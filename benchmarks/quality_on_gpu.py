@@ -17,8 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -35,7 +36,7 @@ from quality_encoders import (
     headline,
     recipe_of,
 )
-from quality_rivals import choose, fresh, one_shot
+from quality_rivals import Kind, choose, fresh, one_shot
 from record import ROOT, Results
 
 from hwnas import stages
@@ -114,6 +115,21 @@ class Job:
         """Milliseconds by the table, where nothing can be timed."""
         return float(self.table.predictor().predict(subnetwork))
 
+    def train(self) -> dict[str, Any]:
+        """Train and score it."""
+        return _baseline(self) if self.way == "baseline" else _budgets(self)
+
+    def rival(self, inputs: Inputs) -> Kind | None:
+        """The structures of a way that `hwnas run` has no strategy for."""
+        if self.way in ("one-shot", "fresh"):
+            return (one_shot if self.way == "one-shot" else fresh)(inputs)
+        return None
+
+    def scores(self, inputs: Inputs, weights: Path) -> dict[str, Any]:
+        """Of a trained dense model, on the test rows; `metric` is the one of the headline."""
+        answers = predict(on_gpu(load(weights)), inputs.test)
+        return {"metric": inputs.task.kind.score(inputs.task.metric, answers, inputs.test)}
+
 
 def run_job(job: Job) -> dict[str, Any]:
     """Train what the job says; its row, without any latency that was measured."""
@@ -121,7 +137,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    found = _baseline(job) if job.way == "baseline" else _budgets(job)
+    found = job.train()
     key = {"task": job.name, "seed": job.seed, "way": job.way}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     trained_on = f"{device}, torch {torch.__version__}"
@@ -133,15 +149,11 @@ def _baseline(job: Job) -> dict[str, Any]:
     """The baseline alone."""
     inputs = job.inputs()
     history = stages.baseline(inputs)
-    metric = _score(inputs, inputs.path / "baseline" / "model")
-    write_json(job.ours / "baseline.json", {"metric": metric})
+    scores = job.scores(inputs, inputs.path / "baseline" / "model")
+    found = scores | {"steps": history.steps, "converged": history.converged}
+    write_json(job.ours / "baseline.json", found)
     inputs.directory.close()
-    return {"metric": metric, "steps": history.steps}
-
-
-def _score(inputs: Inputs, weights: Path) -> float:
-    answers = predict(on_gpu(load(weights)), inputs.test)
-    return inputs.task.kind.score(inputs.task.metric, answers, inputs.test)
+    return found
 
 
 def _budgets(job: Job) -> dict[str, Any]:
@@ -151,27 +163,33 @@ def _budgets(job: Job) -> dict[str, Any]:
     compute: dict[str, float] = {}
     if job.way != "ours":
         take(job.ours, job.path)
+        measured = job.path / "importance.safetensors"
+        if not measured.exists():  # of the same baseline and rows
+            shutil.copy(job.ours / measured.name, measured)
         given = Given(reuse=job.ours)
-        compute = parts_of(inputs, read_json(job.ours / "spent.json")["steps"], BUDGETS)
-    if job.way in ("one-shot", "fresh"):
-        choose(inputs, (one_shot if job.way == "one-shot" else fresh)(inputs), job.predicted)
+        ours = read_json(job.ours / "spent.json")
+        compute = parts_of(inputs, ours["steps"], ours["budgets"])
+    if (kind := job.rival(inputs)) is not None:
+        choose(inputs, kind, job.predicted)
     contest = until_network(inputs, given)
     contest.time = job.predicted
     winners = find_winners(contest, compute)
     history = read_history(inputs.path / "baseline")
     budgets = {}
     for budget, winner in winners.items():
-        metric = _score(inputs, winner.weights)
-        budgets[budget] = {
-            "metric": metric,
-            "kept": metric / baseline if baseline else float("nan"),
+        scores = job.scores(inputs, winner.weights)
+        budgets[budget] = scores | {
+            "kept": scores["metric"] / baseline if baseline else float("nan"),
             "kind": winner.structure.kind,
             "genome": winner.structure.genome,
             "steps": winner.steps,
         }
     compute_spent = spent(contest, winners)
     if job.way == "ours":
-        write_json(job.ours / "spent.json", {"steps": after_baseline(compute_spent.model_dump())})
+        most = max(winner.steps for winner in winners.values())
+        steps = after_baseline(compute_spent.model_dump())
+        found = {"steps": steps, "most": most, "budgets": list(winners)}
+        write_json(job.ours / "spent.json", found)
     inputs.directory.close()
     return {
         "baseline": baseline,
@@ -208,13 +226,22 @@ class Group(NamedTuple):
         rivals = [Job(name, seed, w, (b,), minutes) for w in ways for b in budgets_of(w)]
         return cls(baseline, ours, rivals)
 
+    @property
+    def after(self) -> dict[Job, list[Job]]:
+        """What each of them is waited for by."""
+        return {self.baseline: [self.ours], self.ours: self.rivals}
 
-def train(out: Path, groups: Iterable[Group], workers: int) -> None:
-    """Run all jobs, each after what it goes on from; a line of `out` for each that ends."""
+
+def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) -> None:
+    """Run all jobs, each after what it goes on from; a line of `out` for each that ends.
+
+    Args:
+        groups: what waits for each job.
+    """
     context = multiprocessing.get_context("spawn")
     rest: dict[Job, list[Job]] = {}
     for group in groups:
-        rest |= {group.baseline: [group.ours], group.ours: group.rivals}
+        rest |= group
     first = [job for job in rest if job.way == "baseline"]
     with ProcessPoolExecutor(workers, context) as pool, open(out, "a", encoding="utf-8") as file:
         begin = time.perf_counter()
@@ -246,7 +273,7 @@ def tables(names: Iterable[str]) -> None:
         table.save(TABLES / f"{name}.json")
 
 
-def time_rows(trained: Path, results: Results) -> None:
+def time_rows(trained: Path, results: Results, kind: type[Job] = Job) -> None:
     """Time every structure here, in pairs with the full model; add the rows that are missing."""
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
     for line in trained.read_text(encoding="utf-8").splitlines():
@@ -254,16 +281,16 @@ def time_rows(trained: Path, results: Results) -> None:
         if row["way"] == "baseline":
             continue
         before = found.setdefault((row["task"], row["seed"], row["way"]), row)
-        if before is not row:
+        if before is not row and "budgets" in row:
             before["budgets"] |= row["budgets"]
             before["seconds"] += row["seconds"]
             for part, steps in row["compute"].items():
                 if part != "baseline":
                     before["compute"][part] += steps
     for (name, seed, way), row in found.items():
-        row["share"] = _share(row, found[name, seed, "ours"])
-        results.row({"task": name, "seed": seed, "way": way}, partial(_timed, row))
-    results.finish(headline(results.rows))
+        if "budgets" in row:
+            row["share"] = _share(row, found[name, seed, "ours"])
+        results.row({"task": name, "seed": seed, "way": way}, partial(_timed, row, kind))
 
 
 def _share(row: dict[str, Any], ours: dict[str, Any]) -> float:
@@ -272,12 +299,15 @@ def _share(row: dict[str, Any], ours: dict[str, Any]) -> float:
     def weight(budgets: Iterable[str]) -> float:
         return sum((Budget.parse(budget).fraction or 1.0) + FORWARD for budget in budgets)
 
-    of_ours = after_baseline(ours["compute"]) * weight(row["budgets"]) / weight(BUDGETS)
+    of_ours = after_baseline(ours["compute"]) * weight(row["budgets"]) / weight(ours["budgets"])
     return round(after_baseline(row["compute"]) / of_ours, 3)
 
 
-def _timed(row: dict[str, Any]) -> dict[str, Any]:
-    recipe = recipe_of(PROBLEMS[row["task"]], row["seed"], quick=False)
+def _timed(row: dict[str, Any], kind: type[Job]) -> dict[str, Any]:
+    figures = {key: row[key] for key in row if key not in ("task", "seed", "way")}
+    if "budgets" not in row:
+        return figures
+    recipe = kind(row["task"], row["seed"], "ours", tuple(row["budgets"])).recipe
     task = load_task(recipe.task_at_target)
     config = stages.load_for(recipe.model, task, seed=0)[0].config
     clock = StructureClock(
@@ -292,7 +322,7 @@ def _timed(row: dict[str, Any]) -> dict[str, Any]:
         most = (Budget.parse(text).fraction or 1.0) * (1 + recipe.measure.tolerance)
         found["met"] = found["ratio"] <= most
     clock.directory.close()
-    return {key: row[key] for key in row if key not in ("task", "seed", "way")}
+    return figures
 
 
 def _made(folder: Path) -> Path:
@@ -321,6 +351,7 @@ def main() -> None:
     elif args.step == "time":
         results = Results("quality_on_gpu", quick=False, protocol=HERE, path=args.json)
         time_rows(args.trained, results)
+        results.finish(headline(results.rows))
     else:
         default = ROOT / "benchmarks" / "results" / "quality_encoders.json"
         rows = Results("quality_encoders", False, PROTOCOL, args.results or default).rows
@@ -328,7 +359,7 @@ def main() -> None:
         for text in args.groups:
             name, seed = text.split(":")
             wanted = partial(budgets_for, seed=int(seed), rows=rows, quick=False)
-            groups.append(Group.of(name, int(seed), wanted, args.minutes))
+            groups.append(Group.of(name, int(seed), wanted, args.minutes).after)
         train(args.out, groups, args.workers)
 
 

@@ -271,10 +271,11 @@ class Client:
 
     def _judge(self, model: PreTrainedModel, labels: list[str]) -> tuple[float, float]:
         """Loss and metric on the held-out rows."""
+        from hwnas.models import on_gpu
         from hwnas.tasks.predict import predict
 
         rows = self.encoded(labels, "held_out")
-        answers = predict(model, rows, batch_size=self.recipe.local.batch)
+        answers = predict(on_gpu(model), rows, batch_size=self.recipe.local.batch)
         return (
             self.kind.loss(answers, rows),
             self.kind.score(self.recipe.task.usual_metric, answers, rows),
@@ -285,6 +286,7 @@ class Client:
         import torch
 
         from hwnas.importance.kinds import measure
+        from hwnas.models import on_gpu
         from hwnas.training.trainer import small_batches
 
         torch.set_num_threads(self.recipe.local.threads)
@@ -294,7 +296,7 @@ class Client:
         rows = self.encoded(work.labels, "train")
         model, tokenizer = load_original(self.recipe, work.labels)
         batches = small_batches(rows, tokenizer, self.recipe.importance_rows)
-        scores = measure(model, batches, loss_of=self.kind.probe)
+        scores = measure(on_gpu(model), batches, loss_of=self.kind.probe)
         named = {f"heads.{i}": t for i, t in enumerate(scores.heads)}
         named |= {f"ffn.{i}": t for i, t in enumerate(scores.ffn)}
         seconds = time.perf_counter() - begin

@@ -89,7 +89,8 @@ class Anchor(TrainerCallback):
         assert model is not None
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and name in self.before:
-                parameter.grad.add_(parameter - self.before[name], alpha=self.weight)
+                before = self.before[name] = self.before[name].to(parameter.device)
+                parameter.grad.add_(parameter - before, alpha=self.weight)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ class Trainee:
     def result(self, part: Part) -> Tensors:
         """Copies of what has been trained, as it is sent back."""
         state = learned(self.prompted) if self.prompted is not None else self.model.state_dict()
-        return {piece.local: state[piece.local].detach().clone() for piece in part.trained}
+        return {
+            piece.local: state[piece.local].detach().to("cpu", copy=True) for piece in part.trained
+        }
 
     @classmethod
     def of_weights(

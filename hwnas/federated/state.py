@@ -25,7 +25,7 @@ from hwnas.federated.server_optimizers import ServerOptimizer
 from hwnas.federated.tiers import Tier
 from hwnas.files import read_model, read_tensors, replacing, write_json
 from hwnas.importance.scores import Importance
-from hwnas.models import load
+from hwnas.models import load, on_gpu
 from hwnas.subnetwork import Subnetwork
 
 if TYPE_CHECKING:
@@ -66,14 +66,16 @@ class ServerState:
 
     @contextmanager
     def answering(self, tier: Tier) -> Iterator[PreTrainedModel]:
-        """A tier's model for a while, as it is now, in evaluation mode."""
+        """A tier's model for a while, as it is now, in evaluation mode, on the GPU if any."""
         if self.prompt:
             arrays = self.part(tier.subnetwork).cut(self.tensors)
-            yield prompted(self.network.extract(tier.subnetwork), self.task, arrays)
+            yield on_gpu(prompted(self.network.extract(tier.subnetwork), self.task, arrays))
             return
-        with self.network.as_subnetwork(tier.subnetwork) as model:
-            model.eval()
-            yield model
+        try:
+            with self.network.as_subnetwork(tier.subnetwork) as model:
+                yield on_gpu(model.eval())
+        finally:
+            self.network.model.cpu()
 
     @property
     def task(self) -> str:

@@ -119,6 +119,15 @@ def test_real_model_is_predicted_within_the_machines_noise() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_table_of_a_language_model_on_a_gpu(precision: str) -> None:
+    spec = f"torch:cuda:phase=decode,cache=16,precision={precision}"
+    table = profile(TINY_LLAMA, spec, validate=2, minutes=0)
+    assert table.device.gpu is not None
+    assert table.validation is not None
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("spec", ["torch:cuda:seq=16", "onnxruntime:cuda:seq=16"])
 def test_table_of_a_gpu(spec: str) -> None:
     if not gpu_names(Target.parse(spec)):

@@ -16,7 +16,7 @@ from tiny_models import DECODERS, make_model
 from hwnas.errors import UserError
 from hwnas.models import load, load_tokenizer, model_folder
 from hwnas.tasks.choice import Choice
-from hwnas.tasks.generation import exact_match, last_number, score_written
+from hwnas.tasks.generation import exact_match, go_on, last_number, score_written
 from hwnas.tasks.instruction import Instruction
 from hwnas.tasks.kinds import WRITTEN, encode_training, kind_named
 from hwnas.tasks.language import Language
@@ -279,7 +279,10 @@ def test_a_written_answer_is_what_the_model_generates(
 ) -> None:
     model = load(model_folder("demo:smollm2"))
     kind = Instruction(template="{question}", chat=True)
-    rows = [Row((f"What is {i} plus {i}?", str(2 * i)), "", i) for i in (2, 3)]
+    rows = [
+        Row((f"What is {i} plus {i}{more}?", str(2 * i)), "", i)
+        for i, more in ((2, ""), (3, ", and why"))
+    ]
     kept: list[str] = []
 
     def compared(written: list[str], references: list[str]) -> float:
@@ -296,6 +299,14 @@ def test_a_written_answer_is_what_the_model_generates(
         found = model.generate(given, max_new_tokens=24, do_sample=False)[0, given.shape[1] :]
         assert tokenizer.decode(found, skip_special_tokens=True) == text
     assert score == exact_match(kept, [row.texts[1] for row in rows])
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": row.texts[0]}], add_generation_prompt=True
+        )
+        for row in rows
+    ]
+    together = go_on(model, prompts, tokenizer.eos_token_id, 24)  # as on a GPU, padded
+    assert [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in together] == kept
 
 
 @pytest.mark.shared_data

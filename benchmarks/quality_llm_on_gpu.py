@@ -1,0 +1,230 @@
+"""Rows of `quality_llm.py` trained on a GPU, where it is hours less; timed here all the same.
+
+As `quality_on_gpu.py` does for encoders: the same recipe, stages and compute; structures chosen by
+the latency table of the processor that they are for, times what a few structures were measured to
+take beyond it there, and timed there afterwards; they are not searched again where they miss. All
+that is scored is the dense model, in torch; matrices are multiplied in TF32 while training.
+
+    results=benchmarks/results/quality_llm_on_gpu.json
+    python benchmarks/quality_llm_on_gpu.py tables                    # here, nothing beside it
+    python benchmarks/quality_llm_on_gpu.py train OUT.jsonl 0 1 2      # seeds, where the GPU is
+    python benchmarks/quality_llm_on_gpu.py time OUT.jsonl --json $results   # here again
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from quality_llm import BUDGETS, LEARNED, QUICK, one_shot, shortgpt
+from quality_llm import RUNS as LLM_RUNS
+from quality_llm import headline as of_rows
+from quality_llm import recipe_of as recipe_for
+from quality_on_gpu import TABLES, Job, time_rows, train
+from quality_rivals import Kind
+from record import Results
+
+from hwnas import stages
+from hwnas.anatomy import Shape, find_shape
+from hwnas.beside import load_beside
+from hwnas.clock import StructureClock
+from hwnas.files import read_json, write_json
+from hwnas.latency.table import LatencyTable
+from hwnas.latency.target import Budget, Target
+from hwnas.models import load, on_gpu
+from hwnas.recipe import Recipe
+from hwnas.rundir import RunDirectory
+from hwnas.space import SearchSpace
+from hwnas.stages import Inputs
+from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.loading import load_task
+
+NAME = "smollm2"
+BEYOND = TABLES / f"{NAME}-beyond.json"
+WHOLE, FEWER = "all blocks", "fewer blocks"
+MARGIN = 0.01  # below the budget, for what cannot be timed before it is trained
+RIVALS = ("uniform", "shortgpt", "one-shot")
+WORKERS = 14
+HERE = (
+    "demo:smollm2 by adapters on ARC-easy, OpenBookQA and BoolQ, trained on a GPU by the protocol "
+    "of quality_llm, scored in torch; structures chosen by a table of the CPU that is named here, "
+    "paired decode latency of each (cache of 128, one thread) measured on it afterwards; rivals "
+    "train for all the compute that ours spends after the baseline"
+)
+
+
+class LanguageJob(Job):
+    """One way to shrink the language model, one seed, and some of the budgets."""
+
+    @property
+    def recipe(self) -> Recipe:
+        recipe = recipe_for(self.seed, quick=False)
+        update: dict[str, Any] = {"budgets": self.budgets}
+        if self.way in RIVALS:
+            update["strategy"] = "uniform"
+        if self.way == "lora":
+            update["compute"] = self._longer(recipe)
+        elif self.minutes == 0:
+            quick = {name: n for name, n in QUICK.items() if name != "test_rows"}
+            update["compute"] = recipe.compute.model_copy(update=quick)
+        if self.minutes == 0:
+            few = {name: one.model_copy(update={"rows": 2}) for name, one in recipe.beside.items()}
+            update["beside"] = few
+        return recipe.model_copy(update=update)
+
+    def _longer(self, recipe: Recipe) -> Any:
+        """Plain LoRA for the steps that our models have seen in all."""
+        most = read_json(self.ours / "spent.json")["most"]
+        start = recipe.compute.start_steps + most - recipe.compute.baseline_steps(len(BUDGETS))
+        return recipe.compute.model_copy(update={"start_steps": max(1, start)})
+
+    def train(self) -> dict[str, Any]:
+        """Train and score it."""
+        torch.set_float32_matmul_precision("high")
+        if self.way != "lora":
+            return super().train()
+        if (
+            self.recipe.compute.start_steps
+            <= recipe_for(self.seed, quick=False).compute.start_steps
+        ):
+            # the baseline has as many steps as our models have seen
+            return {"lora": read_json(self.ours / "baseline.json")}
+        inputs = self.inputs()
+        history = stages.baseline(inputs)
+        found = self.scores(inputs, inputs.path / "baseline" / "model")
+        inputs.directory.close()
+        return {"lora": found | {"steps": history.steps, "converged": history.converged}}
+
+    def rival(self, inputs: Inputs) -> Kind | None:
+        """The structures of a way that `hwnas run` has no strategy for."""
+        ways: dict[str, Callable[[Inputs], Kind]] = {"shortgpt": shortgpt, "one-shot": one_shot}
+        return ways[self.way](inputs) if self.way in ways else None
+
+    def predicted(self, subnetwork: Subnetwork) -> float:
+        """Milliseconds by the table, and what structures took beyond it."""
+        beyond = read_json(BEYOND)[kind_of(subnetwork)]
+        return super().predicted(subnetwork) * (float(beyond) + MARGIN)
+
+    def scores(self, inputs: Inputs, weights: Path) -> dict[str, Any]:
+        """On what the recipe names beside its task; `metric` is the mean of what is learned."""
+        model = on_gpu(load(weights))
+        data = load_beside(inputs.recipe.beside, inputs.task.max_length)
+        found = {one.name: one.score(model, inputs.tokenizer) for one in data}
+        mean = statistics.mean(found[name] for name in LEARNED)
+        return {"metric": mean, "scores": found | {"mean": mean}}
+
+
+class Seed(NamedTuple):
+    """All jobs of a seed: the baseline, ours, then plain LoRA and each rival at each budget."""
+
+    baseline: LanguageJob
+    ours: LanguageJob
+    rivals: list[LanguageJob]
+
+    @classmethod
+    def of(cls, seed: int, ways: Sequence[str], minutes: float | None) -> Seed:
+        """Those of this seed."""
+
+        def job(way: str, budgets: tuple[str, ...] = BUDGETS) -> LanguageJob:
+            return LanguageJob(NAME, seed, way, budgets, minutes)
+
+        rivals = [job(way, (budget,)) for budget in reversed(BUDGETS) for way in ways]
+        return cls(job("baseline"), job("ours"), [job("lora"), *rivals])
+
+    @property
+    def after(self) -> dict[Job, list[Job]]:
+        """What each of them is waited for by."""
+        return {self.baseline: [self.ours], self.ours: list(self.rivals)}
+
+
+def tables() -> None:
+    """Measure the latency table, and how far beyond it structures of both budgets take."""
+    from hwnas.latency.profiling import profile
+
+    recipe = recipe_for(0, quick=False)
+    task = load_task(recipe.task_at_target)
+    config = stages.load_for(recipe.model, task, seed=0)[0].config
+    path = TABLES / f"{NAME}.json"
+    if not path.exists():
+        profile(config, recipe.target, validate=recipe.measure.validate_table, seed=0).save(path)
+    table = LatencyTable.load(path)
+    folder = LLM_RUNS / "beyond"
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = StructureClock(
+        config=config,
+        target=Target.parse(recipe.target),
+        reference_ms=table.reference_ms,
+        pairs=recipe.measure.pairs,
+        directory=RunDirectory(folder),
+    )
+    predictor = table.predictor()
+    ratios: dict[str, list[float]] = {WHOLE: [], FEWER: []}
+    for row in table.validation.rows if table.validation else ():
+        ratio = row.measured_ms / row.predicted_ms
+        ratios[kind_of(Subnetwork.of(row.genome))].append(ratio)
+    for text in BUDGETS:
+        budget_ms = Budget.parse(text).in_ms(table.reference_ms)
+        for kind, structures in by_rule(find_shape(config)).items():
+            fits = (s for s in structures if predictor.predict(s) <= budget_ms)
+            if (structure := next(fits, None)) is not None:
+                ratio = clock.time(structure) / predictor.predict(structure)
+                ratios[kind_of(structure)].append(ratio)
+                print(text, kind, ratio, flush=True)
+    clock.directory.close()
+    write_json(BEYOND, {kind: statistics.median(found) for kind, found in ratios.items()})
+
+
+def kind_of(subnetwork: Subnetwork) -> str:
+    """Whether it has all blocks; those that have not were seen further beyond the table."""
+    return WHOLE if len(subnetwork.kept) == len(subnetwork.blocks) else FEWER
+
+
+def by_rule(shape: Shape) -> dict[str, list[Subnetwork]]:
+    """Structures by simple rules, from the whole model down."""
+    space, full = SearchSpace.whole(shape), Subnetwork.full(shape).genome
+    depth = shape.depth
+    scaled = [space.scaled(percent / 100).genome for percent in range(100, 0, -1)]
+    parts = {
+        "widths": scaled,
+        "heads": [[[b[0], f[1]] for b, f in zip(s, full, strict=True)] for s in scaled],
+        "neurons": [[[f[0], b[1]] for b, f in zip(s, full, strict=True)] for s in scaled],
+        "layers": [
+            [[0, 0] if depth // 2 - n <= i < depth // 2 else b for i, b in enumerate(full)]
+            for n in range(depth // 2)
+        ],
+    }
+    return {kind: list(map(Subnetwork.of, genomes)) for kind, genomes in parts.items()}
+
+
+def main() -> None:
+    """One of the three steps; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("tables")
+    of_training = steps.add_parser("train")
+    of_training.add_argument("out", type=Path)
+    of_training.add_argument("seeds", nargs="+", type=int)
+    of_training.add_argument("--quick", action="store_true", help="a few steps, to see it run")
+    of_training.add_argument("--workers", type=int, default=WORKERS)
+    of_timing = steps.add_parser("time")
+    of_timing.add_argument("trained", type=Path)
+    of_timing.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.step == "tables":
+        tables()
+    elif args.step == "train":
+        minutes = 0.0 if args.quick else None
+        groups = [Seed.of(s, RIVALS if s < 2 else (), minutes).after for s in args.seeds]
+        train(args.out, groups, args.workers)
+    else:
+        results = Results("quality_llm_on_gpu", quick=False, protocol=HERE, path=args.json)
+        time_rows(args.trained, results, LanguageJob)
+        results.finish(of_rows(results.rows))
+
+
+if __name__ == "__main__":
+    main()
