@@ -26,16 +26,18 @@ _Rule = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Update(NamedTuple):
-    """One client's change.
+    """One client's change, or the mean of several clients' changes.
 
     Attributes:
         change: new less old, of every tensor of the part, under the whole model's names.
         weight: that it counts with.
+        clients: whose it is.
     """
 
     part: Part
     change: Tensors
     weight: float
+    clients: int = 1
 
 
 class Change(NamedTuple):
@@ -92,7 +94,7 @@ class Mean:
     _weights: dict[Part, float] = field(default_factory=dict)
 
     def add(self, update: Update) -> None:
-        self.count += 1
+        self.count += update.clients
         part, weight = update.part, update.weight
         self._weights[part] = self._weights.get(part, 0.0) + weight
         for name, change in update.change.items():

@@ -210,6 +210,7 @@ class Client:
         import torch
 
         from hwnas.anatomy import find_shape
+        from hwnas.federated.aggregation import clipped
         from hwnas.federated.local import train_locally
         from hwnas.federated.parts import within
         from hwnas.federated.privacy import hidden, largest_norm
@@ -239,13 +240,30 @@ class Client:
         back = trainee.result(part)
         if private is None:
             return Done(rows=len(rows), loss=loss, seconds=seconds), back
-        if private.kind == "local":
+        if private.kind == "local" or self.recipe.secure is not None:
             full = Subnetwork.full(find_shape(original.config))
             whole = self._part(original.config, full)
             change = {name: after - before[name] for name, after in back.items()}
-            noisy = hidden(change, private, largest_norm(private, part, whole))
-            back = {name: before[name] + noisy[name] for name in back}
+            most = largest_norm(private, part, whole)
+            if private.kind == "local":
+                change = hidden(change, private, most)
+            else:  # masked, it can be clipped here only; noise is added to the sum
+                change = clipped(change, most)
+            back = {name: before[name] + change[name] for name in back}
         return Done(seconds=seconds), back
+
+    def masked(self, work: Work, content: RecordDict) -> RecordDict:
+        """The answer of a client whose update is masked before it is sent."""
+        from hwnas.federated.secure import maskable
+
+        done, back = self.train(work, content)
+        before = arrays_of(content)
+        part = self._part(
+            original_of(self.text, tuple(work.labels)).config, Subnetwork.of(work.genome)
+        )
+        change = [back[piece.local] - before[piece.local] for piece in part.trained]
+        by_rows = self.recipe.aggregation.weigh == "examples"
+        return maskable(pack(done), change, done.rows if by_rows else 1)
 
     def _part(self, config: Any, subnetwork: Subnetwork) -> Part:
         """What is trained of a subnetwork of the whole model."""
@@ -410,16 +428,21 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
     from flwr.app import Message
     from flwr.clientapp import ClientApp
 
+    from hwnas.federated.secure import masking
+
     given = recipe.model_dump_json() if recipe is not None else None
-    app = ClientApp()
+
+    def text_of(context: Context) -> str:
+        return given or str(context.run_config[RECIPE_KEY])
+
+    app = ClientApp(mods=[masking(lambda context: recipe_of(text_of(context)).secure)])
 
     def answered(
         message: Message, context: Context, answer: Callable[[Client, RecordDict], RecordDict]
     ) -> Message:
         _settle()
-        text = given or str(context.run_config[RECIPE_KEY])
         try:
-            content = answer(Client(text, Identity.of(context)), message.content)
+            content = answer(Client(text_of(context), Identity.of(context)), message.content)
         except HwnasError as error:
             content = pack(Failed(error=str(error), idle=isinstance(error, IdleError)))
         return Message(content=content, reply_to=message)
@@ -439,6 +462,8 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def answer(client: Client, content: RecordDict) -> RecordDict:
+            if client.recipe.secure is not None:
+                return client.masked(unpack(content, Work), content)
             done, back = client.train(unpack(content, Work), content)
             return pack(done, weights(back))
 

@@ -149,6 +149,15 @@ class PrivacySpec(Settings):
     delta: float = Field(1e-5, gt=0, lt=1)
 
 
+class SecureSpec(Settings):
+    """The server sees sums of updates only; see `secure`."""
+
+    least: int = Field(3, ge=3)  # clients of a sum
+    threshold: float = Field(0.6, gt=0.5, lt=1)  # of neighbours, that are needed to undo masks
+    # of an update's numbers: larger ones are cut, and all are rounded to 2**22 steps within it
+    range: float = Field(0.1, gt=0)
+
+
 class ContinualSpec(Settings):
     """What comes and goes while a network learns; see `continual`."""
 
@@ -197,6 +206,7 @@ class FederatedRecipe(Settings):
     local: LocalSpec = LocalSpec()
     aggregation: AggregationSpec = AggregationSpec()
     privacy: PrivacySpec | None = None
+    secure: SecureSpec | None = None
     continual: ContinualSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     table_minutes: float | None = Field(None, gt=0)  # of measuring a latency table, at most
@@ -306,6 +316,21 @@ class FederatedRecipe(Settings):
         if self.labels is None and self.task.kind_name in ("classification", "tokens"):
             raise ValueError(
                 "labels: with privacy clients do not report theirs; give the names here"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sums_only(self) -> FederatedRecipe:
+        if self.secure is None:
+            return self
+        if self.aggregation.rule != "mean":
+            raise ValueError(
+                f"aggregation.rule: {self.aggregation.rule} looks at single updates, which secure "
+                "hides; choose mean"
+            )
+        if self.aggregation.largest_norm is not None:
+            raise ValueError(
+                "aggregation.largest_norm: is of single updates, which secure hides; leave it out"
             )
         return self
 

@@ -13,7 +13,7 @@ import statistics
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ import torch
 from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import HwnasError, UserError
-from hwnas.federated.aggregation import Aggregator, Update, aggregator, clipped, norm
+from hwnas.federated.aggregation import Aggregator, aggregator, clipped, norm
 from hwnas.federated.client import load_original
 from hwnas.federated.continual import is_there, phase_at
 from hwnas.federated.exchange import Request
@@ -33,12 +33,10 @@ from hwnas.federated.messages import (
     Done,
     GarbledError,
     Hello,
-    IdleError,
     Work,
     arrays_of,
     pack,
     unpack,
-    weights,
 )
 from hwnas.federated.outcome import finish
 from hwnas.federated.parts import Part, Tensors
@@ -46,9 +44,10 @@ from hwnas.federated.privacy import NoisySum, largest_norm
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.roster import EVENTS, Roster
 from hwnas.federated.server_optimizers import ServerOptimizer
-from hwnas.federated.state import ServerState, order_of
+from hwnas.federated.state import ServerState
 from hwnas.federated.summary import ClientScore, FederatedSummary, Round
 from hwnas.federated.tiers import Device, Tier, tables_of, tiers_of
+from hwnas.federated.updates import Updates
 from hwnas.importance.kinds import measure
 from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
@@ -60,7 +59,6 @@ from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.classification import check_classes, ordered
 
 if TYPE_CHECKING:
-    from flwr.app import ArrayRecord
     from flwr.serverapp import Grid
 
 ROUNDS = "rounds.jsonl"
@@ -228,52 +226,25 @@ class Federation:
     def train(self, state: ServerState, number: int) -> Round:
         """One round's training, aggregated into the state."""
         recipe, before = self.recipe, state.tensors
-        parts = {name: state.part(tier.subnetwork) for name, tier in state.tiers.items()}
-        sent: dict[str, Tensors] = {}
-        packed: dict[str, ArrayRecord] = {}
         nodes = self.chosen(number)
-        order = order_of(state)
-        trained = {name: self.grown(state, tier, number) for name, tier in state.tiers.items()}
-
-        def requests() -> Iterator[Request]:
-            for node in nodes:
-                hello = self.roster.clients[node]
-                name = trained[hello.tier].name
-                if name not in sent:
-                    sent[name] = parts[name].cut(before)
-                    packed[name] = weights(sent[name])
-                work = self.work(state, hello, number)
-                yield Request(node, "train", pack(work, packed[name], order))
-
-        combined = self.aggregator(state, parts, trained)
-        losses: list[tuple[float, int]] = []
-        down = up = 0
-        steps = 0.0
-        for answer in self.roster.ask(requests(), number):
-            hello = self.roster.clients[answer.node]
-            down, up = down + answer.down, up + answer.up
-            try:
-                done = unpack(answer.said, Done)
-                name = trained[hello.tier].name
-                part = parts[name]
-                after = part.sent_back(arrays_of(answer.said))
-            except HwnasError as error:
-                what = "idle" if isinstance(error, IdleError) else "failed"
-                self.roster.event("late" if answer.late else what, number, hello.name, str(error))
-                continue
-            change = {
-                piece.name: after[piece.name] - sent[name][piece.local] for piece in part.trained
-            }
-            most = self.largest_norm(part, state.whole)
-            if most is not None and norm(change) > most:
+        updates = Updates(
+            roster=self.roster,
+            state=state,
+            number=number,
+            nodes=nodes,
+            trained={name: self.grown(state, tier, number) for name, tier in state.tiers.items()},
+            work=lambda hello: self.work(state, hello, number),
+            steps_of=lambda hello: self.steps_of(state, state.tiers[hello.tier]),
+        )
+        combined = self.aggregator(state, updates)
+        for update in updates:
+            most = self.largest_norm(update.part, state.whole)
+            if most is not None and norm(update.change) > most:
                 if recipe.privacy is None:
-                    self.roster.event("clipped", number, hello.name, f"norm {norm(change):.3g}")
-                change = clipped(change, most)
-            weight = float(done.rows) if recipe.aggregation.weigh == "examples" else 1.0
-            combined.add(Update(part, change, max(weight, 1.0)))
-            if done.loss is not None:
-                losses.append((done.loss, done.rows))
-            steps += self.steps_of(state, state.tiers[hello.tier])
+                    why = f"norm {norm(update.change):.3g}"
+                    self.roster.event("clipped", number, updates.whose, why)
+                update = update._replace(change=clipped(update.change, most))
+            combined.add(update)
         # noise is added whoever came, or its absence would tell
         noisy = isinstance(combined, NoisySum)
         if noisy or combined.count >= recipe.clients.least:
@@ -284,10 +255,10 @@ class Federation:
             number=number,
             asked=len(nodes),
             answered=combined.count,
-            loss=_weighted(losses),
-            down_bytes=down,
-            up_bytes=up,
-            steps=steps,
+            loss=_weighted(updates.losses),
+            down_bytes=updates.down,
+            up_bytes=updates.up,
+            steps=updates.steps,
             seconds=0.0,
             phase=phase_at(recipe, number),
         )
@@ -306,9 +277,7 @@ class Federation:
         stage = int((number - 1) * others / early)
         return [*smaller, tier][min(stage, len(smaller))]
 
-    def aggregator(
-        self, state: ServerState, parts: Mapping[str, Part], trained: Mapping[str, Tier]
-    ) -> Aggregator:
+    def aggregator(self, state: ServerState, updates: Updates) -> Aggregator:
         """How this round's updates become one change."""
         private = self.recipe.privacy
         if private is None or private.kind == "local":
@@ -317,13 +286,15 @@ class Federation:
         clients = Counter(hello.tier for hello in self.roster.clients.values())
         expected: dict[Part, float] = {}
         for tier, count in clients.items():
-            part = parts[trained[tier].name]
+            part = updates.parts[updates.trained[tier].name]
             expected[part] = expected.get(part, 0.0) + count * self.recipe.clients.share
         return NoisySum(shapes, private, expected)
 
     def largest_norm(self, part: Part, whole: Part) -> float | None:
-        """What an update's norm may be; a client that hides it has clipped it before."""
+        """What an update's norm may be; clients whose updates are hidden have clipped them."""
         private = self.recipe.privacy
+        if self.recipe.secure is not None:
+            return None
         if private is None:
             return self.recipe.aggregation.largest_norm
         return largest_norm(private, part, whole) if private.kind == "central" else None

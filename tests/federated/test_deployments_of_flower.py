@@ -111,6 +111,24 @@ def _federate(recipe: Path, out: Path, flower: Deployment, *more: str) -> subpro
     )
 
 
+def test_secure_sums_over_flowers_simulation(tmp_path: Path, tiny_recipe: Path) -> None:
+    """Keys are kept from stage to stage by Flower, whichever process a client is in."""
+    from hwnas.federated.recipe import load_federated
+    from hwnas.federated.simulation import simulate
+
+    found = {}
+    for name, secure in (("plain", None), ("secure", {"range": 0.05})):
+        folder = tmp_path / name
+        folder.mkdir()
+        one = {"tiers": RECIPE["tiers"][:1], "rounds": 1, "secure": secure}
+        recipe = load_federated(_write(folder, tiny_recipe, **one))
+        simulate(recipe, folder / "run", workers=2)
+        found[name] = read_tensors(folder / "run" / "state" / "trained.safetensors")
+        assert not _events(folder / "run", "failed")
+    apart = [(t - found["plain"][n]).abs().max() for n, t in found["secure"].items()]
+    assert max(apart) < 20 * 0.05 / 2**22
+
+
 def test_a_superlink_restarted_a_stranger_refused_and_a_node_killed(
     simulated: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
