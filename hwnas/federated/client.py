@@ -3,8 +3,9 @@
 A client keeps nothing between rounds; what it needs comes with the message, but for its rows and
 the original model's config, tokenizer and word embeddings. A virtual client takes its rows by its
 `partition-id`; a real one is started with `--node-config` that gives its own file and its tier,
-`data="/home/me/rows.jsonl" tier="small"`, or its device's latency table (a file, or a shipped one's
-name) and what a model may take there: `table="phone.json" budget="8ms" memory_mb=400`.
+`data="/home/me/rows.jsonl" tier="small" keep="/home/me/model"`, or its device's latency table (a
+file, or a shipped one's name) and what a model may take there: `table="phone.json" budget="8ms"
+memory_mb=400`. What it keeps is its own model, where the recipe has clients make one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from hwnas.federated.messages import (
     Hello,
     IdleError,
     OwnDevice,
+    Personal,
     Work,
     arrays_of,
     pack,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from hwnas.elastic.supernet import SuperNetwork
     from hwnas.federated.local import Trainee
     from hwnas.federated.parts import Part, Tensors
+    from hwnas.federated.personal import Own
     from hwnas.tasks.kinds import Kind
 
 _KEPT = 64  # clients whose tokenized rows a process keeps
@@ -72,6 +75,7 @@ class Identity:
     table: str | None = None
     budget: str | None = None
     memory_mb: float | None = None
+    keep: str | None = None
 
     @classmethod
     def of(cls, context: Context) -> Identity:
@@ -83,7 +87,7 @@ class Identity:
         given = context.node_config
         name, partition = given.get("name"), given.get("partition-id")
         device: dict[str, Any] = {
-            key: str(given[key]) for key in ("tier", "table", "budget") if key in given
+            key: str(given[key]) for key in ("tier", "table", "budget", "keep") if key in given
         }
         memory = given.get("memory_mb")
         memory_mb = float(memory) if memory is not None else None
@@ -299,6 +303,43 @@ class Client:
             self.kind.score(self.recipe.task.usual_metric, answers, rows),
         )
 
+    def personal(self, work: Work, content: RecordDict) -> Personal:
+        """Make the client's own model out of the one that came, and keep it here.
+
+        It goes into the folder that the node's config names as `keep`.
+        """
+        import torch
+
+        from hwnas.federated.personal import personalise
+
+        torch.set_num_threads(self.recipe.local.threads)
+        begin = time.perf_counter()
+        if self.recipe.personal is None:
+            raise UserError("personal: the recipe has none")
+        tokenizer = original_of(self.text, tuple(work.labels)).tokenizer
+        rows = self.encoded(work.labels, "train")
+        own = personalise(
+            lambda: self.trainee(work, content), tokenizer, rows, self.recipe, work.seed
+        )
+        said = Personal(seconds=0.0)
+        if self.recipe.evaluation.clients:
+            said = self._said(own, self.trainee(work, content).model, work.labels)
+        if self.who.keep is not None:
+            own.save(Path(self.who.keep).expanduser(), tokenizer)
+        return said.model_copy(update={"seconds": time.perf_counter() - begin})
+
+    def _said(self, own: Own, shared: PreTrainedModel, labels: list[str]) -> Personal:
+        """Of the client's own model, on its held-out rows."""
+        _, before = self._judge(shared, labels)
+        _, score = self._judge(own.model, labels)
+        return Personal(
+            rows=len(self.encoded(labels, "held_out")),
+            shared=before,
+            own=score,
+            kept=own.kept,
+            seconds=0.0,
+        )
+
     def importance(self, work: Work) -> tuple[Done, Tensors]:
         """First-order scores of the original model's heads and neurons on a few rows."""
         import torch
@@ -456,6 +497,13 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
         def answer(client: Client, content: RecordDict) -> RecordDict:
             done, scores = client.importance(unpack(content, Work))
             return pack(done, weights(scores))
+
+        return answered(message, context, answer)
+
+    @app.query("personal")
+    def personal(message: Message, context: Context) -> Message:
+        def answer(client: Client, content: RecordDict) -> RecordDict:
+            return pack(client.personal(unpack(content, Work), content))
 
         return answered(message, context, answer)
 

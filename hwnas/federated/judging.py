@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,21 @@ from hwnas.errors import HwnasError
 from hwnas.federated.client import original_of, recipe_of
 from hwnas.federated.continual import forgetting, phase_at, phases_of_rows
 from hwnas.federated.exchange import Request
-from hwnas.federated.messages import Done, GarbledError, Work, pack, unpack, weights
+from hwnas.federated.messages import (
+    PERSONAL,
+    Done,
+    GarbledError,
+    Personal,
+    Work,
+    pack,
+    unpack,
+    weights,
+)
 from hwnas.federated.population import load_simulated
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.roster import Roster
 from hwnas.federated.state import ServerState, order_of
-from hwnas.federated.summary import ClientScore, Round
+from hwnas.federated.summary import ClientScore, PersonalScore, Round
 from hwnas.federated.tiers import Tier
 from hwnas.tasks.predict import predict
 
@@ -157,3 +167,47 @@ def judged(
             )
         )
     return found, sent
+
+
+def personalised(
+    roster: Roster, state: ServerState, best: Mapping[str, str], number: int
+) -> tuple[list[PersonalScore], int]:
+    """Have every client make its own model; what they say of them, and the bytes that were sent.
+
+    Args:
+        best: the tier whose model each tier is served with.
+    """
+    if state.recipe.personal is None:
+        return [], 0
+    found: list[PersonalScore] = []
+    sent = 0
+    for name in state.tiers:
+        tier = state.tiers[best[name]]
+        packed = weights(state.part(tier.subnetwork).cut(state.tensors))
+        order = order_of(state)
+        nodes = roster.by_name(roster.of_tier(name))
+
+        def content(node: int, genome: list[list[int]] = tier.genome) -> Work:
+            seed = zlib.crc32(f"{state.recipe.seed}/own/{roster.clients[node].name}".encode())
+            return Work(number=number, genome=genome, labels=state.labels, seed=seed % 2**31)
+
+        requests = (Request(n, PERSONAL, pack(content(n), packed, order)) for n in nodes)
+        for answer in roster.ask(requests, number):
+            hello = roster.clients[answer.node]
+            sent += answer.down
+            try:
+                said = unpack(answer.said, Personal)
+            except HwnasError as error:
+                roster.event("no own model", number, hello.name, str(error))
+                continue
+            if said.shared is not None and said.own is not None:
+                score = PersonalScore(
+                    client=hello.name,
+                    tier=name,
+                    rows=said.rows,
+                    shared=said.shared,
+                    own=said.own,
+                    kept=said.kept,
+                )
+                found.append(score)
+    return sorted(found, key=lambda one: one.client), sent

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # the names of queries; training and evaluation are Flower's own
 HELLO = "query.hello"
 IMPORTANCE = "query.importance"
+PERSONAL = "query.personal"
 
 ARRAYS = "arrays"
 ORDER = "order"  # scores that heads and neurons are sorted by, where clients have frozen weights
@@ -88,6 +89,21 @@ class Done(_Message):
     rows: int = 1
     loss: float | None = None  # on its held-out rows, with the weights as they came
     score: float | None = None
+    seconds: float
+
+
+class Personal(_Message):
+    """What a client says of its own model, on its held-out rows; nothing where privacy counts.
+
+    Attributes:
+        shared, own: scores of the shared model and of the one that the client uses.
+        kept: whether that is its own.
+    """
+
+    rows: int = 0
+    shared: float | None = None
+    own: float | None = None
+    kept: bool = False
     seconds: float
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from hwnas.federated.judging import served
+from hwnas.federated.judging import personalised, served
 from hwnas.federated.privacy import epsilon
 from hwnas.federated.roster import EVENTS, Roster
 from hwnas.federated.state import ServerState
@@ -25,6 +25,7 @@ def finish(
     judged = next((one for one in reversed(rounds) if one.scores or one.clients), None)
     results = []
     best = served(roster, state, state.number)
+    own, _ = personalised(roster, state, best, state.number)
     for name, tier in state.tiers.items():
         model = state.tiers[best[name]]
         dense = state.network.extract(model.subnetwork)
@@ -74,6 +75,7 @@ def finish(
         epsilon=epsilon(recipe),
         delta=recipe.privacy.delta if recipe.privacy else None,
         events=dict(sorted(events.items())),
+        personal=own,
         seconds=round(seconds, 1),
     )
     write_json(path / "summary.json", summary)

@@ -158,6 +158,21 @@ class SecureSpec(Settings):
     range: float = Field(0.1, gt=0)
 
 
+class PersonalSpec(Settings):
+    """Each client's own model in the end, which stays with it; see `personal`.
+
+    Attributes:
+        kind: what it learns: what was trained in federation, or the task's head alone, or adapters,
+            which are merged.
+        validation: of a client's training rows, that decide whether its own model is used.
+    """
+
+    kind: Literal["trained", "head", "adapters"] = "trained"
+    steps: int = Field(20, ge=1)
+    rate: float = Field(5e-5, gt=0, lt=1)
+    validation: float = Field(0.2, gt=0, lt=1)
+
+
 class ContinualSpec(Settings):
     """What comes and goes while a network learns; see `continual`."""
 
@@ -209,6 +224,7 @@ class FederatedRecipe(Settings):
     secure: SecureSpec | None = None
     continual: ContinualSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
+    personal: PersonalSpec | None = None
     table_minutes: float | None = Field(None, gt=0)  # of measuring a latency table, at most
     # every tier's blocks at one share of their widths, or the widths of most importance in sum
     structure: Literal["uniform", "importance"] = "uniform"
@@ -316,6 +332,15 @@ class FederatedRecipe(Settings):
         if self.labels is None and self.task.kind_name in ("classification", "tokens"):
             raise ValueError(
                 "labels: with privacy clients do not report theirs; give the names here"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _own_models(self) -> FederatedRecipe:
+        if self.personal is not None and self.personal.kind != "trained" and self.train != "all":
+            raise ValueError(
+                f"personal.kind: {self.personal.kind} is for train: all; with train: {self.train} "
+                "clients go on training that; choose trained"
             )
         return self
 

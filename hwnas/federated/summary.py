@@ -21,6 +21,21 @@ class ClientScore(Record):
     loss: float
 
 
+class PersonalScore(Record):
+    """A client's held-out rows, answered by the shared model and by the one it uses in the end.
+
+    Attributes:
+        kept: whether that is its own; else the shared one.
+    """
+
+    client: str
+    tier: str
+    rows: int
+    shared: float
+    own: float
+    kept: bool
+
+
 class Round(Record):
     """One round.
 
@@ -93,6 +108,7 @@ class FederatedSummary(Record):
         trained_bytes: what sending all trained weights both ways to everybody asked would have
             come to.
         everything_bytes: the same with the word embeddings, trained or not.
+        personal: of clients' own models, where the recipe has any and clients tell scores.
     """
 
     model: str
@@ -111,4 +127,5 @@ class FederatedSummary(Record):
     epsilon: float | None = None  # of privacy, at `delta`
     delta: float | None = None
     events: dict[str, int]
+    personal: list[PersonalScore] = []
     seconds: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -37,6 +38,13 @@ def render(summary: FederatedSummary) -> Group:
         f"{share:.2f} of the whole model to everybody; "
         f"{summary.steps:.0f} whole-model steps at {summary.clients} clients",
     ]
+    if own := summary.personal:
+        shared, after = ([getattr(one, name) for one in own] for name in ("shared", "own"))
+        lines.append(
+            f"own models: {statistics.mean(shared):.1f} -> {statistics.mean(after):.1f} on "
+            f"clients' own rows, the lowest {min(shared):.1f} -> {min(after):.1f}; "
+            f"{sum(one.kept for one in own)} of {len(own)} clients keep theirs"
+        )
     if summary.epsilon is not None:
         lines.append(f"privacy of a client: ({summary.epsilon:.3g}, {summary.delta:g})")
     wrong = {name: n for name, n in summary.events.items() if name != "joined"}

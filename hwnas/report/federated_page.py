@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def write_page(run: Path) -> Path:
         score=lambda value: text.metric_value(summary.metric, value),
         curves=_svg(federated_plots.curves(summary, rounds)) if rounds else None,
         fairness=_svg(federated_plots.fairness(summary, judged)) if judged else None,
+        own=_own(summary),
         events=events[:_MOST_EVENTS],
         more=max(0, len(events) - _MOST_EVENTS),
         share=(summary.down_bytes + summary.up_bytes) / max(1, summary.everything_bytes),
@@ -47,6 +49,21 @@ def write_page(run: Path) -> Path:
     out = run / "report.html"
     write_text(out, page)
     return out
+
+
+def _own(summary: FederatedSummary) -> dict[str, float] | None:
+    """Of clients' own models together."""
+    if not summary.personal:
+        return None
+    shared, own = ([getattr(p, name) for p in summary.personal] for name in ("shared", "own"))
+    return {
+        "shared": statistics.mean(shared),
+        "own": statistics.mean(own),
+        "lowest_shared": min(shared),
+        "lowest_own": min(own),
+        "kept": sum(one.kept for one in summary.personal),
+        "clients": len(summary.personal),
+    }
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

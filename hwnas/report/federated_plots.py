@@ -80,6 +80,16 @@ def fairness(summary: FederatedSummary, last: Round) -> str:
                 marker=_MARKERS[at % len(_MARKERS)],
                 label=tier.name,
             )
+        own = {one.client: one.own for one in summary.personal if one.kept}
+        theirs = [i for i, client in enumerate(ordered) if client.client in own]
+        if theirs:
+            axes.scatter(
+                theirs,
+                [own[ordered[i].client] for i in theirs],
+                facecolors="none",
+                edgecolors="0.3",
+                label="its own model",
+            )
         axes.set_title(f"{metric_name(summary.metric)} on each client's own rows")
         axes.set_xlabel("clients, the lowest first")
         axes.legend(loc="lower right")

@@ -90,6 +90,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         },
         "labels: with privacy",
     ),
+    "secure with single updates": (
+        {"secure": {}, "aggregation": {"rule": "median"}},
+        "aggregation.rule: median looks at single updates",
+    ),
+    "secure with a norm": (
+        {"secure": {}, "aggregation": {"largest_norm": 1.0}},
+        "aggregation.largest_norm: is of single updates",
+    ),
+    "own head of adapters": (
+        {"personal": {"kind": "head"}, "train": "adapters"},
+        "personal.kind: head is for train: all",
+    ),
+    "secure among two": ({"secure": {"least": 2}}, "secure.least"),
     "noise below zero": ({"privacy": PRIVATE | {"noise": -1}}, "privacy.noise"),
     "a prompt for smaller ones too": ({"train": "prompt"}, "local.nested"),
     "more phases than rounds": ({"continual": {"phases": 9}}, "9 phases in 2 rounds"),

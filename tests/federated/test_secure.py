@@ -249,12 +249,14 @@ def test_with_central_privacy_clients_clip_what_the_server_cannot_see(
         "importance": "magnitude",
         "aggregation": {"weigh": "clients"},
         "evaluation": {"every": 1, "clients": False},
-        "labels": list(make_recipe().labels or ("negative", "neutral", "positive")),
+        "labels": ["0", "1", "2"],
         "tiers": tiers,
     }
     settings = SIX | private
     _run(make_recipe(**settings), tmp_path / "plain")
     _run(make_recipe(**settings, **SECURE), tmp_path / "secure")
+    for name in ("plain", "secure"):
+        assert {e["event"] for e in _events(tmp_path / name)} == {"joined"}
     moved = _apart(_weights(tmp_path / "plain"), _start(tmp_path / "plain"))
     apart = _apart(_weights(tmp_path / "plain"), _weights(tmp_path / "secure"))
     assert apart < 20 * RANGE / LEVELS < moved
