@@ -31,27 +31,30 @@ if TYPE_CHECKING:
 
     from hwnas.federated.parts import Part, Tensors
 
+_LITTLE = 0.3  # noise below which epsilons of a round are beyond ten, and their exact account huge
+
 
 def epsilon(recipe: FederatedRecipe) -> float | None:
     """The epsilon at the recipe's delta of all its rounds; None without privacy.
 
-    By the privacy loss distribution (`dp-accounting`). Central: of adding or removing a client,
-    with the sampling's amplification. Local: of exchanging one client's rows, which moves its
-    clipped update by up to twice the norm, with no amplification.
+    By the privacy loss distribution (`dp-accounting`), or, with so little noise that it would fill
+    the memory, by the bound of Rényi orders. Central: of adding or removing a client, with the
+    sampling's amplification. Local: of exchanging one client's rows, which moves its clipped update
+    by up to twice the norm, with no amplification.
     """
     spec = recipe.privacy
     if spec is None:
         return None
     import dp_accounting
-    from dp_accounting import pld
+    from dp_accounting import pld, rdp
 
-    accountant = pld.PLDAccountant()
-    if spec.kind == "central":
-        event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(spec.noise)
-        if recipe.clients.share < 1:
-            event = dp_accounting.PoissonSampledDpEvent(recipe.clients.share, event)
-    else:
-        event = dp_accounting.GaussianDpEvent(spec.noise / 2)
+    noise = spec.noise if spec.kind == "central" else spec.noise / 2
+    event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise)
+    if spec.kind == "central" and recipe.clients.share < 1:
+        event = dp_accounting.PoissonSampledDpEvent(recipe.clients.share, event)
+    accountant: dp_accounting.PrivacyAccountant = (
+        rdp.RdpAccountant() if noise < _LITTLE else pld.PLDAccountant()
+    )
     accountant.compose(event, recipe.rounds)
     return float(accountant.get_epsilon(spec.delta))
 

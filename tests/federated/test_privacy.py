@@ -36,9 +36,10 @@ def _gaussian_epsilon(noise: float, rounds: int, delta: float) -> float:
 
     def excess(eps: float) -> float:
         first = stats.norm.cdf(-eps / mu + mu / 2)
-        return float(first - math.exp(eps) * stats.norm.cdf(-eps / mu - mu / 2) - delta)
+        second = math.exp(eps + stats.norm.logcdf(-eps / mu - mu / 2))
+        return float(first - second - delta)
 
-    return float(optimize.brentq(excess, 0, 200))
+    return float(optimize.brentq(excess, 0, mu**2 + 100 * mu))
 
 
 def _sampled_epsilon(noise: float, rounds: int, share: float, delta: float) -> float:
@@ -66,6 +67,16 @@ def _sampled_epsilon(noise: float, rounds: int, share: float, delta: float) -> f
 def test_epsilon_of_everybody_taking_part_is_the_exact_one(noise: float, rounds: int) -> None:
     found = epsilon(_recipe("central", noise, rounds))
     assert found == pytest.approx(_gaussian_epsilon(noise, rounds, 1e-5), rel=2e-3)
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_hardly_any_noise_is_accounted_for_as_well(share: float) -> None:
+    found = epsilon(_recipe("central", 0.01, 40, share))
+    assert found is not None
+    assert _gaussian_epsilon(0.02, 40, 1e-5) < found < math.inf
+    little, least = (epsilon(_recipe("central", noise, 40, share)) for noise in (0.31, 0.29))
+    assert little is not None and least is not None
+    assert little < least < 2 * little  # a bound is above, and not far
 
 
 def test_local_epsilon_is_that_of_half_the_noise() -> None:
