@@ -26,6 +26,7 @@ from hwnas.federated.messages import (
     Failed,
     Hello,
     IdleError,
+    Judged,
     OwnDevice,
     Personal,
     Work,
@@ -303,6 +304,29 @@ class Client:
             self.kind.score(self.recipe.task.usual_metric, answers, rows),
         )
 
+    def candidates(self, work: Work, content: RecordDict) -> Judged:
+        """Judge structures within the part that came on the client's held-out rows."""
+        import torch
+
+        from hwnas.federated.parts import within
+
+        torch.set_num_threads(self.recipe.local.threads)
+        if not self.recipe.evaluation.clients:
+            raise UserError("evaluation.clients: false, so no scores are told")
+        own, network = Subnetwork.of(work.genome), self.trainee(work, content).network
+        found = []
+        for genome in work.smaller:
+            structure = within(own, Subnetwork.of(genome))
+            if structure is None:
+                raise UserError("a candidate has no block of the part that came")
+            with network.as_subnetwork(structure) as model:
+                found.append(self._judge(model.eval(), work.labels))
+        return Judged(
+            rows=len(self.encoded(work.labels, "held_out")),
+            losses=[loss for loss, _ in found],
+            scores=[score for _, score in found],
+        )
+
     def personal(self, work: Work, content: RecordDict) -> Personal:
         """Make the client's own model out of the one that came, and keep it here.
 
@@ -497,6 +521,13 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
         def answer(client: Client, content: RecordDict) -> RecordDict:
             done, scores = client.importance(unpack(content, Work))
             return pack(done, weights(scores))
+
+        return answered(message, context, answer)
+
+    @app.query("candidates")
+    def candidates(message: Message, context: Context) -> Message:
+        def answer(client: Client, content: RecordDict) -> RecordDict:
+            return pack(client.candidates(unpack(content, Work), content))
 
         return answered(message, context, answer)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HELLO = "query.hello"
 IMPORTANCE = "query.importance"
 PERSONAL = "query.personal"
+CANDIDATES = "query.candidates"
 
 ARRAYS = "arrays"
 ORDER = "order"  # scores that heads and neurons are sorted by, where clients have frozen weights
@@ -69,7 +70,7 @@ class Work(_Message):
 
     Attributes:
         genome: the subnetwork whose weights they are.
-        smaller: genomes of smaller tiers' subnetworks, of the whole model.
+        smaller: genomes of smaller tiers' subnetworks, or of candidates, of the whole model.
         reordered: whether heads and neurons have been sorted; the weights say how.
     """
 
@@ -90,6 +91,14 @@ class Done(_Message):
     loss: float | None = None  # on its held-out rows, with the weights as they came
     score: float | None = None
     seconds: float
+
+
+class Judged(_Message):
+    """What a client says of candidates, in their order, on its held-out rows."""
+
+    rows: int
+    losses: list[float]
+    scores: list[float]
 
 
 class Personal(_Message):

@@ -6,9 +6,10 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from hwnas.federated.judging import personalised, served
+from hwnas.federated.judging import judge, judge_at_clients, personalised, served
 from hwnas.federated.privacy import epsilon
 from hwnas.federated.roster import EVENTS, Roster
+from hwnas.federated.search import search
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary, Round, TierResult
 from hwnas.federated.tiers import Tier
@@ -24,6 +25,9 @@ def finish(
     recipe, path = roster.recipe, roster.directory.path
     judged = next((one for one in reversed(rounds) if one.scores or one.clients), None)
     results = []
+    if search(roster, state) and judged is not None:
+        clients, _ = judge_at_clients(roster, state, state.number)
+        judged = judged.model_copy(update={"scores": judge(state), "clients": clients})
     best = served(roster, state, state.number)
     own, _ = personalised(roster, state, best, state.number)
     for name, tier in state.tiers.items():

@@ -158,6 +158,12 @@ class SecureSpec(Settings):
     range: float = Field(0.1, gt=0)
 
 
+class CandidatesSpec(Settings):
+    """Other structures for each tier, in the end, that its clients judge; see `search`."""
+
+    candidates: int = Field(8, ge=1)  # of each tier, beside the one that it has trained
+
+
 class PersonalSpec(Settings):
     """Each client's own model in the end, which stays with it; see `personal`.
 
@@ -224,6 +230,7 @@ class FederatedRecipe(Settings):
     secure: SecureSpec | None = None
     continual: ContinualSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
+    search: CandidatesSpec | None = None
     personal: PersonalSpec | None = None
     table_minutes: float | None = Field(None, gt=0)  # of measuring a latency table, at most
     # every tier's blocks at one share of their widths, or the widths of most importance in sum
@@ -337,6 +344,12 @@ class FederatedRecipe(Settings):
 
     @model_validator(mode="after")
     def _own_models(self) -> FederatedRecipe:
+        if self.search is not None and self.train == "prompt":
+            raise ValueError("search: a prompt was learned for its tier's structure; leave it out")
+        if self.search is not None and not self.evaluation.clients:
+            raise ValueError(
+                "search: clients judge the candidates, which evaluation.clients: false forbids"
+            )
         if self.personal is not None and self.personal.kind != "trained" and self.train != "all":
             raise ValueError(
                 f"personal.kind: {self.personal.kind} is for train: all; with train: {self.train} "

@@ -21,6 +21,23 @@ class ClientScore(Record):
     loss: float
 
 
+class Candidate(Record):
+    """A line of `candidates.jsonl`: a structure for a tier, as the tier's clients found it.
+
+    Attributes:
+        kind: which rule proposed it; `own`: what the tier has trained.
+        loss, score: on the clients' held-out rows, weighed by them.
+    """
+
+    tier: str
+    kind: str
+    genome: list[list[int]]
+    predicted_ms: float
+    loss: float
+    score: float
+    chosen: bool
+
+
 class PersonalScore(Record):
     """A client's held-out rows, answered by the shared model and by the one it uses in the end.
 

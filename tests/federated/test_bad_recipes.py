@@ -102,6 +102,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"personal": {"kind": "head"}, "train": "adapters"},
         "personal.kind: head is for train: all",
     ),
+    "candidates of a prompt": (
+        {"search": {}, "train": "prompt", "local": {"nested": 0}},
+        "search: a prompt was learned",
+    ),
+    "candidates that nobody judges": (
+        {"search": {}, "evaluation": {"clients": False}},
+        "search: clients judge the candidates",
+    ),
     "secure among two": ({"secure": {"least": 2}}, "secure.least"),
     "noise below zero": ({"privacy": PRIVATE | {"noise": -1}}, "privacy.noise"),
     "a prompt for smaller ones too": ({"train": "prompt"}, "local.nested"),
