@@ -241,13 +241,13 @@ class Client:
             rate=work.rate,
             seed=work.seed,
         )
-        part = self._part(original.config, own)
+        part = part_of(self.text, tuple(work.labels), own)
         back = trainee.result(part)
         if private is None:
             return Done(rows=len(rows), loss=loss, seconds=seconds), back
         if private.kind == "local" or self.recipe.secure is not None:
             full = Subnetwork.full(find_shape(original.config))
-            whole = self._part(original.config, full)
+            whole = part_of(self.text, tuple(work.labels), full)
             change = {name: after - before[name] for name, after in back.items()}
             most = largest_norm(private, part, whole)
             if private.kind == "local":
@@ -263,18 +263,10 @@ class Client:
 
         done, back = self.train(work, content)
         before = arrays_of(content)
-        part = self._part(
-            original_of(self.text, tuple(work.labels)).config, Subnetwork.of(work.genome)
-        )
+        part = part_of(self.text, tuple(work.labels), Subnetwork.of(work.genome))
         change = [back[piece.local] - before[piece.local] for piece in part.trained]
         by_rows = self.recipe.aggregation.weigh == "examples"
         return maskable(pack(done), change, done.rows if by_rows else 1)
-
-    def _part(self, config: Any, subnetwork: Subnetwork) -> Part:
-        """What is trained of a subnetwork of the whole model."""
-        from hwnas.federated.parts import Part
-
-        return Part.of(config, subnetwork, self.kind.task, self.recipe.method)
 
     def evaluate(self, work: Work, content: RecordDict) -> Done:
         """Judge the model that came on the client's held-out rows."""
@@ -421,6 +413,16 @@ def original_of(text: str, labels: tuple[str, ...]) -> Original:
     frozen = {name: t.clone() for name, t in model.state_dict().items() if name in names}
     take_apart(model)
     return Original(model.config, frozen, tokenizer)
+
+
+@lru_cache(maxsize=16)
+def part_of(text: str, labels: tuple[str, ...], subnetwork: Subnetwork) -> Part:
+    """What is trained of a subnetwork of the whole model."""
+    from hwnas.federated.parts import Part
+
+    recipe = recipe_of(text)
+    config = original_of(text, labels).config
+    return Part.of(config, subnetwork, recipe.task.task_kind.task, recipe.method)
 
 
 class Scores:

@@ -184,7 +184,7 @@ def train_locally(
     )
     callbacks = (Anchor(model, spec.proximal),) if spec.proximal else ()
     if spec.calibrate and isinstance(kind, Classification):
-        own = Calibrated.to(rows["labels"], model.config.num_labels, spec.calibrate)
+        own = Calibrated.to(rows["labels"][:], model.config.num_labels, spec.calibrate)
         kind = cast("Kind", own)
     with tempfile.TemporaryDirectory() as work:
         common: dict[str, Any] = {"kind": kind, "callbacks": callbacks, "title": "client"}

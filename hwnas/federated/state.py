@@ -58,6 +58,7 @@ class ServerState:
     number: int = 0  # of the last round that ended
     prompt: dict[str, torch.Tensor] = field(default_factory=dict)  # its tokens, where there is one
     scores: Importance = field(default_factory=lambda: Importance((), ()))
+    _parts: dict[Subnetwork, Part] = field(default_factory=dict, init=False)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -84,8 +85,10 @@ class ServerState:
 
     def part(self, subnetwork: Subnetwork) -> Part:
         """What is trained of a subnetwork."""
-        config = self.network.model.config
-        return Part.of(config, subnetwork, self.task, self.recipe.method)
+        if subnetwork not in self._parts:
+            config = self.network.model.config
+            self._parts[subnetwork] = Part.of(config, subnetwork, self.task, self.recipe.method)
+        return self._parts[subnetwork]
 
     @cached_property
     def whole(self) -> Part:

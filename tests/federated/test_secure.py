@@ -24,7 +24,12 @@ from hwnas.files import read_tensors
 Make = Callable[..., FederatedRecipe]
 Weights = dict[str, torch.Tensor]
 RANGE = 0.05
-SIX = {"clients": {"count": 6}, "rounds": 1, "evaluation": {"every": 1}}
+SIX: dict[str, Any] = {
+    "clients": {"count": 6},
+    "rounds": 1,
+    "importance": "magnitude",
+    "evaluation": {"every": 1, "clients": False},
+}
 SECURE = {"secure": {"range": RANGE}}
 
 
@@ -103,29 +108,41 @@ def test_an_update_that_is_sent_says_nothing_alone(make_recipe: Make, tmp_path: 
     assert shares / len(numbers) == pytest.approx(1 / 16, abs=0.01)
 
 
+def _of_one_tier(make_recipe: Make, **changes: Any) -> FederatedRecipe:
+    tiers = make_recipe().model_dump(mode="json")["tiers"][:1]
+    return make_recipe(**SIX | {"tiers": tiers} | changes)
+
+
+@pytest.fixture(scope="module")
+def plainly(make_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
+    """What eight clients of one tier come to without masks, and seven without the sixth."""
+    recipe = _of_one_tier(make_recipe, clients={"count": 8})
+    found = {}
+    for name, faults in (("all", {}), ("left", {5: _lost})):
+        out = tmp_path_factory.mktemp("plain") / "run"
+        _run(recipe, out, faults=faults)
+        found[name] = _weights(out)
+    return found
+
+
 @pytest.mark.parametrize("stage", ["setup", "share_keys", "collect_masked_vectors", "unmask"])
 def test_who_leaves_in_any_stage_is_left_out_and_no_more(
-    make_recipe: Make, tmp_path: Path, stage: str
+    make_recipe: Make, plainly: dict[str, Weights], tmp_path: Path, stage: str
 ) -> None:
-    """Eight clients of one tier; of those that answered up to the last stage all counts."""
+    """Of those that answered up to the last stage, all counts."""
 
     def leave(request: Message, reply: Message) -> Message | None:
         if _stage(reply) != stage:
             return reply
         return Message(Error(code=0, reason="out of memory"), reply_to=request)
 
-    def settings(count: int) -> dict[str, Any]:
-        tiers = make_recipe().model_dump(mode="json")["tiers"][:1]
-        return SIX | {"clients": {"count": count}, "tiers": tiers}
-
-    recipe = make_recipe(**settings(8), **SECURE)
+    recipe = _of_one_tier(make_recipe, clients={"count": 8}, **SECURE)
     _run(recipe, tmp_path / "secure", faults={5: leave})
     told = [e for e in _events(tmp_path / "secure") if e["event"] == "failed"]
     assert [(e["client"], e["why"]) for e in told] == [("client-0005", "out of memory")]
-    silent = {} if stage == "unmask" else {5: lambda _request, _reply: _lost(_request, _reply)}
-    _run(make_recipe(**settings(8)), tmp_path / "plain", faults=silent)
-    apart = _apart(_weights(tmp_path / "plain"), _weights(tmp_path / "secure"))
-    assert apart < 20 * RANGE / LEVELS
+    wanted = plainly["all" if stage == "unmask" else "left"]
+    assert _apart(wanted, _weights(tmp_path / "secure")) < 20 * RANGE / LEVELS
+    assert _apart(plainly["all"], plainly["left"]) > 1e-4
 
 
 def _lost(request: Message, reply: Message) -> Message:
@@ -205,8 +222,7 @@ def _garbled(what: str) -> Callable[[Message, Message], Message]:
 def test_garbled_answers_cost_no_more_than_their_client(
     make_recipe: Make, tmp_path: Path, what: str
 ) -> None:
-    tiers = make_recipe().model_dump(mode="json")["tiers"][:1]
-    recipe = make_recipe(**SIX, **SECURE, tiers=tiers)
+    recipe = _of_one_tier(make_recipe, **SECURE)
     summary, _ = _run(recipe, tmp_path / "run", faults={2: _garbled(what)})
     told = [e["client"] for e in _events(tmp_path / "run") if e["event"] == "failed"]
     assert told == ["client-0002"]
@@ -231,8 +247,7 @@ def test_an_update_that_is_not_finite_is_kept_back(
         return found
 
     monkeypatch.setattr(local.Trainee, "result", result)
-    tiers = make_recipe().model_dump(mode="json")["tiers"][:1]
-    _run(make_recipe(**SIX, **SECURE, tiers=tiers), tmp_path / "run")
+    _run(_of_one_tier(make_recipe, **SECURE), tmp_path / "run")
     told = [e["why"] for e in _events(tmp_path / "run") if e["event"] == "failed"]
     assert told == ["the update holds numbers that are not finite"]
 
@@ -243,18 +258,13 @@ def test_with_central_privacy_clients_clip_what_the_server_cannot_see(
     monkeypatch.setattr(  # the same noise in both runs
         "hwnas.federated.privacy._unforeseeable", lambda: torch.Generator().manual_seed(0)
     )
-    tiers = make_recipe().model_dump(mode="json")["tiers"][:1]
     private = {
         "privacy": {"kind": "central", "clip": 0.01, "noise": 0.5},
-        "importance": "magnitude",
         "aggregation": {"weigh": "clients"},
-        "evaluation": {"every": 1, "clients": False},
         "labels": ["0", "1", "2"],
-        "tiers": tiers,
     }
-    settings = SIX | private
-    _run(make_recipe(**settings), tmp_path / "plain")
-    _run(make_recipe(**settings, **SECURE), tmp_path / "secure")
+    _run(_of_one_tier(make_recipe, **private), tmp_path / "plain")
+    _run(_of_one_tier(make_recipe, **private, **SECURE), tmp_path / "secure")
     for name in ("plain", "secure"):
         assert {e["event"] for e in _events(tmp_path / name)} == {"joined"}
     moved = _apart(_weights(tmp_path / "plain"), _start(tmp_path / "plain"))
