@@ -152,7 +152,6 @@ def test_a_killed_movement_goes_on_where_it_was(model, tiny_config, tokenizer, e
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_adapters_of_a_language_model_are_trained_and_merged_there(precision, tmp_path):
-    """Written for a GPU, and not run on one yet."""
     from types import SimpleNamespace
 
     from datasets import Dataset
