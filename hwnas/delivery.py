@@ -6,6 +6,7 @@ Latency is measured in pairs with the exported baseline; the ratio decides wheth
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -174,7 +175,12 @@ def write_exact(inputs: Inputs, weights: Path, out: Path, *, trim: bool = False)
     model, tokenizer = load(weights), inputs.tokenizer
     if trim:
         least = inputs.recipe.vocabulary.least
-        tokenizer, report = trim_vocabulary(model, tokenizer, inputs.task.texts(), least=least)
+        if inputs.recipe.task.is_written:  # templates and answers are among the rows
+            seen = itertools.chain(inputs.train["input_ids"], inputs.choice_validation["input_ids"])
+            tokenizer, report = trim_vocabulary(model, tokenizer, (), least=least, rows=seen)
+        else:
+            texts = inputs.task.texts()
+            tokenizer, report = trim_vocabulary(model, tokenizer, texts, least=least)
         write_json(out / TRIMMED, report)
     export_model(model, tokenizer, out, missing)
 

@@ -7,6 +7,10 @@ changes: a text whose tokens are all kept is read as before and gives the very s
 What becomes of a word that needs a token that is gone: it is split into smaller pieces that are
 kept. For this all pieces of one character stay (of byte-level tokenizers: all bytes), so that only
 a character which the original did not know either becomes the unknown token.
+
+A language model also writes with what is kept, and nothing else: the logits of kept tokens are as
+before, their probabilities have the others' divided among them, and a word that is gone is written
+in pieces, which the model has hardly learned to do. Perplexities count its own tokens.
 """
 
 from __future__ import annotations
@@ -63,23 +67,27 @@ def trim(
     texts: Sequence[str],
     *,
     least: int = 1,
+    rows: Iterable[Sequence[int]] = (),
 ) -> tuple[PreTrainedTokenizerBase, TrimReport]:
     """Cut the vocabulary down to what `texts` need; the model's embeddings in place.
 
     Args:
-        model: an encoder; its other weights stay as they are.
+        model: its other weights stay as they are.
         texts: of the task.
         least: how often a token must occur to be kept for its own sake.
+        rows: token ids that count as well, of texts that are tokenized already.
 
     Returns:
         The tokenizer for the model, and what was done.
 
     Raises:
-        UserError: the tokenizer is of a kind that cannot be trimmed, or the model writes tokens.
+        UserError: the tokenizer is of a kind that cannot be trimmed, or the model fills in masked
+            words.
     """
-    if model.get_output_embeddings() is not None:
+    if model.get_output_embeddings() is not None and not model.can_generate():
         raise UserError(
-            f"{type(model).__name__}: its output layer writes tokens; only encoders are trimmed"
+            f"{type(model).__name__}: its output layer fills in words; only encoders without one "
+            "and language models are trimmed"
         )
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{type(tokenizer).__name__}: only fast tokenizers can be trimmed")
@@ -92,6 +100,10 @@ def trim(
             f"those of {', '.join(_MODELS)} can"
         )
     counts = count_tokens(tokenizer, texts)
+    read = 0
+    for ids in rows:
+        counts.update(ids)
+        read += 1
     seen = {token for token, count in counts.items() if count >= least}
     before = len(_tokens(stored))
     kept = sorted(_needed(stored, seen))
@@ -100,7 +112,7 @@ def trim(
     report = TrimReport(
         before=before,
         after=len(kept),
-        texts=len(texts),
+        texts=len(texts) or read,
         seen=len(counts),
         fallback=len(set(kept) - seen),
     )
@@ -189,7 +201,10 @@ def _trimmed_tokenizer(
         folder = Path(name)
         tokenizer.save_pretrained(folder)
         for other in folder.iterdir():  # files of the slow tokenizer, and of the old numbers
-            if other.suffix != ".json" or other.name in ("vocab.json", "added_tokens.json"):
+            if other.suffix not in (".json", ".jinja") or other.name in (
+                "vocab.json",
+                "added_tokens.json",
+            ):
                 other.unlink()
         (folder / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
         path = folder / "tokenizer_config.json"
@@ -232,14 +247,36 @@ def _trim_embeddings(
     new = nn.Embedding(
         len(kept), old.embedding_dim, padding_idx=tokenizer.pad_token_id, dtype=old.weight.dtype
     )
-    new.weight.copy_(old.weight[torch.tensor(kept)])
+    index = torch.tensor(kept, device=old.weight.device)
+    new.weight.copy_(old.weight[index])
     new.to(old.weight.device)
     new.train(old.training)
     model.set_input_embeddings(new)
+    _trim_output(model, old, new, index)
     model.config.vocab_size = len(kept)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if getattr(model.config, name, None) is not None:
-            setattr(model.config, name, getattr(tokenizer, name))
+    number = {before: after for after, before in enumerate(kept)}
+    configs = [model.config, getattr(model, "generation_config", None)]
+    for config in (one for one in configs if one is not None):
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            before = getattr(config, name, None)
+            if isinstance(before, list):
+                setattr(config, name, [number[i] for i in before if i in number])
+            elif before is not None:
+                setattr(config, name, number.get(before, getattr(tokenizer, name)))
     for module in model.modules():  # RoBERTa counts positions from the padding's number on
         if hasattr(module, "padding_idx") and hasattr(module, "word_embeddings"):
             module.padding_idx = tokenizer.pad_token_id
+
+
+def _trim_output(model: Any, old: nn.Embedding, new: nn.Embedding, index: torch.Tensor) -> None:
+    """The layer that yields a language model's logits, where it has one."""
+    output = model.get_output_embeddings()
+    if output is None:
+        return
+    tied = output.weight is old.weight
+    trimmed = nn.Linear(output.in_features, len(index), bias=output.bias is not None)
+    trimmed.weight = new.weight if tied else nn.Parameter(output.weight[index].clone())
+    if output.bias is not None:
+        trimmed.bias = nn.Parameter(output.bias[index].clone())
+    trimmed.train(output.training)
+    model.set_output_embeddings(trimmed)

@@ -12,13 +12,15 @@ from transformers import (
     BertForMaskedLM,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 
 from hwnas.errors import UserError
-from hwnas.models import load_model
+from hwnas.models import load, load_model, load_tokenizer, model_folder
 from hwnas.vocabulary import count_tokens, trim
 
 TEXTS = [
@@ -150,7 +152,7 @@ def test_unigrams_of_deberta(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_trimmed(tiny_config: Any, tiny_tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="its output layer writes tokens"):
+    with pytest.raises(UserError, match="its output layer fills in words"):
         trim(BertForMaskedLM(tiny_config), tiny_tokenizer, TEXTS)
     from tokenizers import Tokenizer, models
 
@@ -160,3 +162,85 @@ def test_what_cannot_be_trimmed(tiny_config: Any, tiny_tokenizer: Any) -> None:
     model, _ = load_model("demo:minilm", labels=["a", "b"])
     with pytest.raises(UserError, match="a tokenizer of kind WordLevel cannot be trimmed"):
         trim(model, words, TEXTS)
+
+
+def _kept_of(tokenizer: Any, trimmed: Any) -> torch.Tensor:
+    """The old numbers of the tokens that are left, in the order of their new ones."""
+    numbers = tokenizer.get_vocab()
+    left = sorted(trimmed.get_vocab().items(), key=lambda item: item[1])
+    return torch.tensor([numbers[token] for token, _ in left])
+
+
+@pytest.fixture(scope="module")
+def smollm2_tokenizer() -> Any:
+    return load_tokenizer(model_folder("demo:smollm2"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_writes_with_what_is_kept(
+    smollm2_tokenizer: Any, tmp_path: Path, tied: bool
+) -> None:
+    tokenizer = smollm2_tokenizer
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=[2, 0],
+        pad_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = [2, 0]
+    whole = copy.deepcopy(model)
+    asked = [{"role": "user", "content": TEXTS[0]}]
+    rows = [tokenizer.apply_chat_template(asked, add_generation_prompt=True)]
+    trimmed, report = trim(model, tokenizer, (), rows=rows)
+    assert report.texts == 1
+    assert report.after == len(trimmed) < 600 < report.before
+    kept = _kept_of(tokenizer, trimmed)
+    mine = trimmed.apply_chat_template(asked, add_generation_prompt=True)
+    assert kept[torch.tensor(mine)].tolist() == rows[0]
+    with torch.inference_mode():
+        wanted = whole(input_ids=torch.tensor(rows)).logits[..., kept]
+        found = model(input_ids=torch.tensor([mine])).logits
+    assert found.shape[-1] == report.after
+    assert (found - wanted).abs().max() <= 1e-5
+    for settings in (model.config, model.generation_config):
+        assert [kept[i] for i in settings.eos_token_id] == [2, 0]
+        assert kept[settings.bos_token_id] == 1
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    model.save_pretrained(tmp_path)
+    trimmed.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    with torch.inference_mode():
+        same = again(input_ids=torch.tensor([mine])).logits
+    assert (same - wanted).abs().max() <= 1e-5
+    for whole_text in (True, False):  # in bytes, where there is no word
+        read = [t(UNSEEN, add_special_tokens=whole_text) for t in (trimmed, tokenizer)]
+        assert trimmed.decode(read[0]["input_ids"]) == tokenizer.decode(read[1]["input_ids"])
+
+
+@pytest.mark.slow  # SmolLM2 is written and read
+def test_smollm2_answers_with_few_of_its_words(smollm2_tokenizer: Any, tmp_path: Path) -> None:
+    model = load(model_folder("demo:smollm2"))
+    tokenizer = smollm2_tokenizer
+    asked = [{"role": "user", "content": "What is two plus two?"}]
+    given = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")
+    with torch.inference_mode():
+        said = model.generate(given, max_new_tokens=16, do_sample=False)[0]
+    before = sum(p.numel() for p in model.parameters())
+    trimmed, report = trim(model, tokenizer, TEXTS, rows=[said.tolist()])
+    after = sum(p.numel() for p in model.parameters())
+    assert before - after == (report.before - report.after) * model.config.hidden_size
+    model.save_pretrained(tmp_path)
+    trimmed.save_pretrained(tmp_path)
+    again, reads = load(tmp_path), load_tokenizer(tmp_path)
+    mine = reads.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")
+    with torch.inference_mode():
+        answer = again.generate(mine, max_new_tokens=16, do_sample=False)[0]
+    assert reads.decode(answer) == tokenizer.decode(said)
