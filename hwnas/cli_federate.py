@@ -71,14 +71,14 @@ def federate(
             print_rich(f"{superlink}: done; the run directory is {folder} on its machine")
             return
     else:
-        from hwnas.federated.checks import check
+        from hwnas.federated.checks import check_simulated
         from hwnas.federated.simulation import require_flower
         from hwnas.federated.simulation import simulate as run_simulation
 
         require_flower()
         from hwnas.federated.handover import hand_over
 
-        check(settings)
+        check_simulated(settings)
         found = run_simulation(settings, folder, resume=resume, workers=workers)
         found = hand_over(settings, folder, found)
     _print(found, folder, json)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hwnas.anatomy import find_shape
 from hwnas.errors import UserError
 from hwnas.federated.population import deal, load_simulated
 from hwnas.federated.recipe import FederatedRecipe
+from hwnas.federated.tiers import dealt_tiers
 from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
@@ -36,3 +39,21 @@ def check(recipe: FederatedRecipe) -> None:
             f"task.max_length: {recipe.length}, the model reads at most {longest} tokens"
         )
     deal(recipe, load_simulated(recipe))
+
+
+def check_simulated(recipe: FederatedRecipe) -> None:
+    """As `check`, and what can be wrong with virtual clients, whose tiers are known before.
+
+    Raises:
+        UserError: what is wrong.
+    """
+    check(recipe)
+    if recipe.secure is None:
+        return
+    counts = Counter(dealt_tiers(recipe))
+    name, count = min(counts.items(), key=lambda item: item[1])
+    if count < recipe.secure.least:
+        raise UserError(
+            f"secure.least: tier {name} has {count} of {recipe.clients.count} clients, a sum needs "
+            f"{recipe.secure.least} of one tier; raise clients.count, or the tier's share"
+        )

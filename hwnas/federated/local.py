@@ -26,6 +26,7 @@ from hwnas.federated.methods import Method
 from hwnas.federated.parts import Part, Tensors
 from hwnas.federated.prompts import learned, prompted
 from hwnas.federated.recipe import LocalSpec
+from hwnas.models import on_gpu
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.classification import Classification
 from hwnas.training.trainer import Keeper, Optimization, train
@@ -192,7 +193,8 @@ def train_locally(
             train(trainee.prompted, tokenizer, rows, optimization, Path(work), **common)
             return time.perf_counter() - begin
         # whole and dense, with no adapters to be trained
-        keeper = Keeper(network.extract(network.full), spec.keep) if spec.keep else None
+        whole = on_gpu(network.extract(network.full)) if spec.keep else None
+        keeper = Keeper(whole, spec.keep) if whole is not None else None
         train(
             network,
             tokenizer,

@@ -370,6 +370,12 @@ class FederatedRecipe(Settings):
             raise ValueError(
                 "aggregation.largest_norm: is of single updates, which secure hides; leave it out"
             )
+        asked = self.asked(self.clients.count)
+        if asked < self.secure.least:
+            raise ValueError(
+                f"secure.least: {self.secure.least} clients of a tier in a sum, a round asks "
+                f"{asked} in all; ask more"
+            )
         return self
 
     @field_validator("labels")

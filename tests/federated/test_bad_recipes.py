@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hwnas.errors import UserError
-from hwnas.federated.checks import check
+from hwnas.federated.checks import check_simulated
 from hwnas.federated.recipe import FederatedRecipe, load_federated
 
 Make = Callable[..., FederatedRecipe]
@@ -110,6 +110,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"search": {}, "evaluation": {"clients": False}},
         "search: clients judge the candidates",
     ),
+    "secure rounds of two": (
+        {"secure": {}, "clients": {"count": 2}},
+        "secure.least: 3 clients of a tier in a sum, a round asks 2",
+    ),
+    "secure with two of a tier": (
+        {"secure": {}},
+        "has 2 of 4 clients, a sum needs 3 of one tier",
+    ),
     "secure among two": ({"secure": {"least": 2}}, "secure.least"),
     "noise below zero": ({"privacy": PRIVATE | {"noise": -1}}, "privacy.noise"),
     "a prompt for smaller ones too": ({"train": "prompt"}, "local.nested"),
@@ -132,7 +140,7 @@ def test_a_bad_recipe_is_one_line(name: str, make_recipe: Make, tmp_path: Path) 
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(good))
     with pytest.raises(UserError) as error:
-        check(load_federated(path))
+        check_simulated(load_federated(path))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
