@@ -26,7 +26,8 @@ from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.roster import Roster
 from hwnas.federated.state import ServerState, order_of
 from hwnas.federated.summary import ClientScore, PersonalScore, Round
-from hwnas.federated.tiers import Tier
+from hwnas.federated.tiers import Tier, memory_mb
+from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.predict import predict
 
 if TYPE_CHECKING:
@@ -97,20 +98,16 @@ def judge_phases(
 def served(roster: Roster, state: ServerState, number: int) -> dict[str, str]:
     """Which tier's model each tier is served with: the best that is no larger than its own.
 
-    Every client judges all models that its device can run on its own held-out rows; a tier's
-    are compared by the clients that can run all of them.
+    Every client judges all models that its device can hold, however long it takes, on its own
+    held-out rows: a tier's own clients may have few, and of few classes. A tier's candidates are
+    compared by the clients that have judged all of them.
     """
     own = {name: name for name in state.tiers}
     if not state.recipe.evaluation.clients or len(own) == 1:
         return own
     found: dict[str, dict[str, ClientScore]] = {}  # tier of the model -> client -> score
     for name, tier in state.tiers.items():
-        able = [
-            node
-            for node, hello in roster.clients.items()
-            if state.tiers[hello.tier].macs >= tier.macs
-        ]
-        scores, _ = judged(roster, state, tier, able, number)
+        scores, _ = judged(roster, state, tier, able(roster, state, tier.subnetwork), number)
         found[name] = {one.client: one for one in scores}
     for name, tier in state.tiers.items():
         candidates = [name, *(other.name for other in state.smaller(tier))]
@@ -123,6 +120,18 @@ def served(roster: Roster, state: ServerState, number: int) -> dict[str, str]:
             }
             own[name] = max(candidates, key=lambda c: means[c])
     return own
+
+
+def able(roster: Roster, state: ServerState, subnetwork: Subnetwork) -> list[int]:
+    """The nodes whose memory is enough for a subnetwork, by what training it would take."""
+    tokens = state.recipe.length * state.recipe.local.batch
+    needed = memory_mb(subnetwork, state.network.shape, tokens)
+
+    def holds(tier: str) -> bool:
+        memory = roster.devices[tier].spec.memory_mb
+        return memory is None or needed <= memory
+
+    return [node for node, hello in roster.clients.items() if holds(hello.tier)]
 
 
 def judge_at_clients(

@@ -15,6 +15,7 @@ import numpy as np
 
 from hwnas.errors import BudgetError, HwnasError
 from hwnas.federated.exchange import Request
+from hwnas.federated.judging import able
 from hwnas.federated.messages import (
     CANDIDATES,
     GarbledError,
@@ -61,7 +62,7 @@ def search(roster: Roster, state: ServerState) -> bool:
         found += proposals(device, state, reach(state, trained, tier), spec.candidates)
         if len(found) == 1:
             continue
-        judged = judge_all(roster, state, name, found)
+        judged = judge_all(roster, state, found)
         if judged is None:
             continue
         losses, scores = judged
@@ -138,11 +139,12 @@ def union(subnetworks: Sequence[Subnetwork]) -> Subnetwork:
 
 
 def judge_all(
-    roster: Roster, state: ServerState, tier: str, found: Sequence[Proposal]
+    roster: Roster, state: ServerState, found: Sequence[Proposal]
 ) -> tuple[list[float], list[float]] | None:
-    """Mean loss and score of every candidate on the rows of a tier's clients, weighed by rows.
+    """Mean loss and score of every candidate on clients' rows, weighed by rows.
 
-    None if no client has judged them.
+    Of all clients that can hold them, for a tier's own may have few rows, and of few classes. None
+    if no client has judged them.
     """
     holding = union([proposal.subnetwork for proposal in found])
     packed = weights(state.part(holding).cut(state.tensors))
@@ -153,7 +155,7 @@ def judge_all(
         labels=state.labels,
         smaller=[proposal.subnetwork.genome for proposal in found],
     )
-    nodes = roster.by_name(roster.of_tier(tier))
+    nodes = roster.by_name(able(roster, state, holding))
     requests = (Request(node, CANDIDATES, pack(work, packed, order)) for node in nodes)
     losses, scores = np.zeros(len(found)), np.zeros(len(found))
     rows = 0

@@ -22,7 +22,7 @@ class ClientScore(Record):
 
 
 class Candidate(Record):
-    """A line of `candidates.jsonl`: a structure for a tier, as the tier's clients found it.
+    """A line of `candidates.jsonl`: a structure for a tier, as clients found it.
 
     Attributes:
         kind: which rule proposed it; `own`: what the tier has trained.

@@ -475,8 +475,8 @@ def test_a_tier_is_served_the_best_that_it_can_run(make_recipe: Make, tmp_path: 
             return found
 
     summary = federate(grid, recipe, out, resume=False, kind=Poisoned)
-    # beside its own, the clients of the large tier judge the small one's model in the end
-    assert grid.asked["evaluate"] == 4 + 2 + 4
+    # each its own tier's after the round, and both tiers' in the end
+    assert grid.asked["evaluate"] == 4 + 2 * 4
     large, small = summary.tiers
     scores = json.loads((out / "rounds.jsonl").read_text())["scores"]
     assert large.score == scores[large.served] and small.served == "small"
