@@ -90,8 +90,8 @@ def main() -> None:
     """Run what is missing, and write the rows and the headline."""
     args = options("membership", __doc__)
     results = Results("membership", args.quick, PROTOCOL, args.json)
-    for noise in NOISES[:: len(NOISES) - 1] if args.quick else NOISES:
-        for seed in range(1 if args.quick else SEEDS):
+    for seed in range(1 if args.quick else SEEDS):
+        for noise in NOISES[:: len(NOISES) - 1] if args.quick else NOISES:
             results.row({"noise": noise, "seed": seed}, partial(row, noise, seed, args.quick))
     results.finish(headline(results.rows))
 

@@ -113,19 +113,24 @@ def _federate(recipe: Path, out: Path, flower: Deployment, *more: str) -> subpro
 
 def test_secure_sums_over_flowers_simulation(tmp_path: Path, tiny_recipe: Path) -> None:
     """Keys are kept from stage to stage by Flower, whichever process a client is in."""
+    from in_process import InProcess
+
+    from hwnas.federated.client import client_app
     from hwnas.federated.recipe import load_federated
+    from hwnas.federated.server import federate
     from hwnas.federated.simulation import simulate
 
-    found = {}
-    for name, secure in (("plain", None), ("secure", {"range": 0.05})):
-        folder = tmp_path / name
-        folder.mkdir()
-        one = {"tiers": RECIPE["tiers"][:1], "rounds": 1, "secure": secure}
-        recipe = load_federated(_write(folder, tiny_recipe, **one))
-        simulate(recipe, folder / "run", workers=2)
-        found[name] = read_tensors(folder / "run" / "state" / "trained.safetensors")
-        assert not _events(folder / "run", "failed")
-    apart = [(t - found["plain"][n]).abs().max() for n, t in found["secure"].items()]
+    one = {"tiers": RECIPE["tiers"][:1], "rounds": 1}
+    plain = load_federated(_write(tmp_path, tiny_recipe, **one))
+    federate(InProcess(client_app(plain), 3), plain, tmp_path / "plain", resume=False)
+    secure = load_federated(_write(tmp_path, tiny_recipe, **one, secure={"range": 0.05}))
+    simulate(secure, tmp_path / "secure", workers=2)
+    assert not _events(tmp_path / "secure", "failed")
+    wanted, found = (
+        read_tensors(tmp_path / name / "state" / "trained.safetensors")
+        for name in ("plain", "secure")
+    )
+    apart = [(t - wanted[name]).abs().max() for name, t in found.items()]
     assert max(apart) < 20 * 0.05 / 2**22
 
 
