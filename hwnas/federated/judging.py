@@ -26,7 +26,7 @@ from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.roster import Roster
 from hwnas.federated.state import ServerState, order_of
 from hwnas.federated.summary import ClientScore, PersonalScore, Round
-from hwnas.federated.tiers import Tier, memory_mb
+from hwnas.federated.tiers import Tier
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.predict import predict
 
@@ -124,14 +124,9 @@ def served(roster: Roster, state: ServerState, number: int) -> dict[str, str]:
 
 def able(roster: Roster, state: ServerState, subnetwork: Subnetwork) -> list[int]:
     """The nodes whose memory is enough for a subnetwork, by what training it would take."""
-    tokens = state.recipe.length * state.recipe.local.batch
-    needed = memory_mb(subnetwork, state.network.shape, tokens)
-
-    def holds(tier: str) -> bool:
-        memory = roster.devices[tier].spec.memory_mb
-        return memory is None or needed <= memory
-
-    return [node for node, hello in roster.clients.items() if holds(hello.tier)]
+    shape, tokens = state.network.shape, state.recipe.length * state.recipe.local.batch
+    tiers = {n for n, device in roster.devices.items() if device.holds(subnetwork, shape, tokens)}
+    return [node for node, hello in roster.clients.items() if hello.tier in tiers]
 
 
 def judge_at_clients(
@@ -180,16 +175,15 @@ def judged(
 
 def personalised(
     roster: Roster, state: ServerState, best: Mapping[str, str], number: int
-) -> tuple[list[PersonalScore], int]:
-    """Have every client make its own model; what they say of them, and the bytes that were sent.
+) -> list[PersonalScore]:
+    """Have every client make its own model; what they say of them.
 
     Args:
         best: the tier whose model each tier is served with.
     """
     if state.recipe.personal is None:
-        return [], 0
+        return []
     found: list[PersonalScore] = []
-    sent = 0
     for name in state.tiers:
         tier = state.tiers[best[name]]
         packed = weights(state.part(tier.subnetwork).cut(state.tensors))
@@ -203,7 +197,6 @@ def personalised(
         requests = (Request(n, PERSONAL, pack(content(n), packed, order)) for n in nodes)
         for answer in roster.ask(requests, number):
             hello = roster.clients[answer.node]
-            sent += answer.down
             try:
                 said = unpack(answer.said, Personal)
             except HwnasError as error:
@@ -219,4 +212,4 @@ def personalised(
                     kept=said.kept,
                 )
                 found.append(score)
-    return sorted(found, key=lambda one: one.client), sent
+    return sorted(found, key=lambda one: one.client)

@@ -29,7 +29,7 @@ def finish(
         clients, _ = judge_at_clients(roster, state, state.number)
         judged = judged.model_copy(update={"scores": judge(state), "clients": clients})
     best = served(roster, state, state.number)
-    own, _ = personalised(roster, state, best, state.number)
+    own = personalised(roster, state, best, state.number)
     for name, tier in state.tiers.items():
         model = state.tiers[best[name]]
         dense = state.network.extract(model.subnetwork)

@@ -28,10 +28,10 @@ from hwnas.federated.messages import (
 from hwnas.federated.roster import Roster
 from hwnas.federated.state import ServerState, order_of
 from hwnas.federated.summary import Candidate
-from hwnas.federated.tiers import Device, Tier, memory_mb, nested_space
+from hwnas.federated.tiers import Device, Tier, macs_share, nested_space
 from hwnas.search.seeds import seeds
 from hwnas.space import SearchSpace
-from hwnas.subnetwork import Block, Subnetwork, macs
+from hwnas.subnetwork import Block, Subnetwork
 
 FILE = "candidates.jsonl"
 OWN = "own"  # kind of the structure that a tier has trained
@@ -88,12 +88,11 @@ def search(roster: Roster, state: ServerState) -> bool:
 
 def with_structure(state: ServerState, tier: Tier, subnetwork: Subnetwork, device: Device) -> Tier:
     """The tier with another structure."""
-    shape, seq = state.network.shape, state.recipe.length
     return tier.model_copy(
         update={
             "genome": subnetwork.genome,
             "predicted_ms": device.table.predictor().predict(subnetwork),
-            "macs": macs(subnetwork, shape, seq) / macs(Subnetwork.full(shape), shape, seq),
+            "macs": macs_share(subnetwork, state.network.shape, state.recipe.length),
         }
     )
 
@@ -119,13 +118,13 @@ def proposals(device: Device, state: ServerState, widest: Subnetwork, count: int
     except BudgetError:
         return []
     own = state.tiers[device.spec.name].subnetwork
-    memory, tokens = device.spec.memory_mb, recipe.length * recipe.local.batch
+    tokens = recipe.length * recipe.local.batch
     fitting = [
         Proposal(seed.kind, seed.subnetwork)
         for seed in found
         if seed.subnetwork != own
         and predictor.predict(seed.subnetwork) <= budget
-        and (memory is None or memory_mb(seed.subnetwork, shape, tokens) <= memory)
+        and device.holds(seed.subnetwork, shape, tokens)
     ]
     return fitting[:count]
 

@@ -78,6 +78,11 @@ class Device:
         budget = self.budget_ms()
         return 1.0 if budget is None else budget / self.table.reference_ms
 
+    def holds(self, subnetwork: Subnetwork, shape: Shape, tokens: int) -> bool:
+        """Whether its memory is enough to train a subnetwork on batches of so many tokens."""
+        memory = self.spec.memory_mb
+        return memory is None or memory_mb(subnetwork, shape, tokens) <= memory
+
 
 def tables_of(
     recipe: FederatedRecipe, config: PretrainedConfig | Any, folder: Path
@@ -140,9 +145,14 @@ def tiers_of(
             budget_ms=device.budget_ms(),
             predicted_ms=predictor.predict(subnetwork),
             whole_ms=device.table.reference_ms,
-            macs=macs(subnetwork, shape, seq) / macs(Subnetwork.full(shape), shape, seq),
+            macs=macs_share(subnetwork, shape, seq),
         )
     return {name: found[name] for name in wanted}
+
+
+def macs_share(subnetwork: Subnetwork, shape: Shape, seq: int) -> float:
+    """A subnetwork's multiply-accumulates in shares of the whole model's."""
+    return macs(subnetwork, shape, seq) / macs(Subnetwork.full(shape), shape, seq)
 
 
 @dataclass(frozen=True)
@@ -192,7 +202,7 @@ def _largest(device: Device, space: SearchSpace, fit: Fit, tokens: int) -> Subne
     chosen = space.largest
     if budget is not None:
         chosen = fit.best(space, (1 - _MARGIN) * budget)
-    while memory is not None and memory_mb(chosen, fit.shape, tokens) > memory:
+    while not device.holds(chosen, fit.shape, tokens):
         try:
             chosen = fit.best(space, 0.95 * fit.predictor.predict(chosen))
         except BudgetError:
