@@ -269,6 +269,7 @@ def export_and_check(
     require(target)
     dense, tokenizer = open_model(model)
     target = for_model(target, dense.config)
+    require(target)  # now that its phase is known
     judged = judge(dense, tokenizer) if judge else None
     check_length(dense.config, target)
     for name in dict.fromkeys((*FORMATS, served_folder(target))):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,19 @@ def _threads() -> None:
     import torch
 
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _processors() -> Iterator[None]:
+    """What measures lets this process go: what came after would run on fewer processors."""
+    if not hasattr(os, "sched_getaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    yield
+    after = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before)
+    assert after == before, "the test left this process on other processors"
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ each token, and are brought back before they have grown by an eighth (`measure.p
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,18 @@ def require(target: Target) -> None:
                 f"target {target}: this processor has no bf16 instructions "
                 f"(it has {', '.join(flags) or 'no vector ones that are known'}); choose fp32"
             )
+        if target.runtime == "openvino" and target.phase != "encode" and _one_thread(target):
+            # openvino issue 33300, still so in 2026.4: a division by zero that ends the process
+            raise UserError(
+                f"target {target}: OpenVINO crashes when it computes a language model in bf16 "
+                "with one thread; choose fp32 or more threads"
+            )
+
+
+def _one_thread(target: Target) -> bool:
+    """Whether OpenVINO would compute with a single thread: it takes no more than it has cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(target.threads, cores or 1) == 1
 
 
 @cache

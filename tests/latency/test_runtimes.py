@@ -11,6 +11,7 @@ from transformers import BertConfig
 from hwnas.anatomy import find_shape
 from hwnas.doctor import examine_cpu
 from hwnas.errors import UserError
+from hwnas.latency import runtimes
 from hwnas.latency.graphs import builder
 from hwnas.latency.runtimes import check_length, load_for_timing, random_feed, require
 from hwnas.latency.target import Target
@@ -44,6 +45,19 @@ def test_bf16_where_the_processor_has_none() -> None:
         pytest.skip("this processor has bf16")
     with pytest.raises(UserError, match="no bf16 instructions"):
         require(Target.parse("openvino:cpu:precision=bf16"))
+
+
+def test_bf16_of_a_language_model_with_one_thread_would_end_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtimes, "cpu_flags", lambda: ("avx512f", "amx_bf16"))
+    for phase in ("phase=prefill", "phase=decode,cache=8"):
+        target = Target.parse(f"openvino:cpu:threads=1,{phase},precision=bf16")
+        with pytest.raises(UserError, match="with one thread; choose fp32 or more threads"):
+            require(target)
+    require(Target.parse("openvino:cpu:threads=1,precision=bf16"))  # an encoder's
+    monkeypatch.setattr(runtimes.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    require(Target.parse("openvino:cpu:threads=2,phase=decode,cache=8,precision=bf16"))
 
 
 @pytest.mark.gpu

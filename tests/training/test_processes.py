@@ -27,6 +27,9 @@ def test_two_processes_and_parts_of_a_batch_give_the_weights_of_one(kind, tmp_pa
     pair = _trained(tmp_path / "two", kind, 2)
     parts = _trained(tmp_path / "parts", kind, 1, accumulate=2)
     both = _trained(tmp_path / "both", kind, 2, accumulate=2)
+    # transformers norms a Llama in float32 whatever the model's type: its rounding depends on how
+    # many rows a pass has; rows left out or averaged wrongly would show at 1e-4
+    tolerance = 1e-8 if kind.startswith("adapters") else 1e-12
     for name, weight in alone.items():
         for other in (pair, parts, both):
-            assert (weight - other[name]).abs().max() < 1e-12, name
+            assert (weight - other[name]).abs().max() < tolerance, name
