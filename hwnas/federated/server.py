@@ -8,6 +8,7 @@ with a client is a line in `events.jsonl` and costs no more than its answer.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -264,18 +265,36 @@ class Federation:
         )
 
     def grown(self, state: ServerState, tier: Tier, number: int) -> Tier:
-        """What a tier's clients train in a round: its own subnetwork, or a smaller one at first.
+        """What a tier trains in a round: at first a smaller subnetwork, then its own or a larger one.
 
         The first `local.grow` of the rounds are divided among the smaller tiers, the smallest
-        first: everybody learns those before the larger ones build on them.
+        first: everybody learns those before the larger ones build on them. Of the rounds that are
+        left, `local.reach` train the largest that the tier's memory holds: what it may cost to
+        serve a model bounds what a device runs every day, not what it can learn in fewer steps.
         """
-        smaller = state.smaller(tier)[::-1]
         early = self.recipe.local.grow * self.recipe.rounds
-        others = len(state.tiers) - 1
-        if not smaller or number > early or not others:
+        late, reach = number - math.floor(early), self.recipe.local.reach
+        if late > 0:
+            turn = math.floor(late * reach) > math.floor((late - 1) * reach)
+            return self.within_memory(state, tier) if turn else tier
+        smaller, others = state.smaller(tier)[::-1], len(state.tiers) - 1
+        if not smaller:
             return tier
         stage = int((number - 1) * others / early)
         return [*smaller, tier][min(stage, len(smaller))]
+
+    def within_memory(self, state: ServerState, tier: Tier) -> Tier:
+        """The largest tier's subnetwork that a tier's devices have the memory to train."""
+        device, tokens = (
+            self.roster.devices[tier.name],
+            self.recipe.length * self.recipe.local.batch,
+        )
+        held = [
+            other
+            for other in state.tiers.values()
+            if device.holds(other.subnetwork, state.network.shape, tokens)
+        ]
+        return max((tier, *held), key=lambda other: other.macs)
 
     def aggregator(self, state: ServerState, updates: Updates) -> Aggregator:
         """How this round's updates become one change."""

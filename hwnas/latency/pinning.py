@@ -4,8 +4,9 @@ The system then moves no thread to another processor, where its caches are cold.
 
 OpenVINO notes which processors the process has when it is first used, and keeps to them for good.
 Used first by a pinned process, it would have later networks of two threads share one processor (on
-two processors they were as slow as with one thread), and would leave the calling thread there. So
-it looks around before the process is pinned.
+two processors they were as slow as with one thread). So it looks around before the process is
+pinned. It also notes where the calling thread was when it first computed, and brings it back there
+after every inference, of other models too; so what is compiled meanwhile pins nothing itself.
 """
 
 from __future__ import annotations

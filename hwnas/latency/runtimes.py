@@ -56,6 +56,11 @@ def require(target: Target) -> None:
             )
 
 
+def _on_some_processors() -> bool:
+    """Whether this process may use some of the machine's processors only."""
+    return hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
+
+
 def _one_thread(target: Target) -> bool:
     """Whether OpenVINO would compute with a single thread: it takes no more than it has cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -169,6 +174,10 @@ def openvino_inferences(graph: Any, target: Target, vocab: int) -> list[Inferenc
     """
     require(target)
     settings = openvino_settings(target)
+    if target.device == "cpu" and _on_some_processors():
+        # kept there for a while, see `pinning`; OpenVINO would note it, and bring this thread back
+        # to those processors after each inference of later models too
+        settings["ENABLE_CPU_PINNING"] = False
     compiled = openvino_core().compile_model(graph, target.device.upper(), settings)
     inferences: list[Inference] = []
     for point, _ in target.points:

@@ -20,6 +20,7 @@ from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server import Federation, federate
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
+from hwnas.federated.tiers import memory_mb
 from hwnas.files import read_tensors
 from hwnas.models import load
 from hwnas.tasks.predict import predict
@@ -457,6 +458,42 @@ def test_small_ones_are_learned_first_where_the_recipe_says(
     assert first["up_bytes"] < 0.8 * last["up_bytes"]
     assert first["steps"] == last["steps"]
     assert summary.rounds == 4
+
+
+def test_who_has_the_memory_trains_more_than_it_is_served(
+    make_recipe: Make, tmp_path: Path
+) -> None:
+    recipe = make_recipe(
+        rounds=4, local={"steps": 8, "reach": 0.5}, evaluation={"clients": False, "every": 4}
+    )
+    summary, _ = _run(recipe, tmp_path / "run")
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    ]
+    own, all_whole = lines[0], lines[1]
+    # every second round all clients are sent the whole, for as much computing as their own
+    assert [line["up_bytes"] for line in lines[2:]] == [own["up_bytes"], all_whole["up_bytes"]]
+    assert own["up_bytes"] < 0.9 * all_whole["up_bytes"]
+    assert len({line["steps"] for line in lines}) == 1
+    large, small = summary.tiers
+    assert small.params < large.params
+    # a device that has the memory for its own only goes on with that
+    state = ServerState.find(tmp_path / "run", recipe)
+    assert state is not None
+    tokens = recipe.length * recipe.local.batch
+    shape = state.network.shape
+    held = memory_mb(state.tiers["small"].subnetwork, shape, tokens)
+    tiers = [tier.model_dump() for tier in recipe.tiers]
+    tiers[1]["memory_mb"] = 1.01 * held
+    narrow = make_recipe(
+        rounds=1,
+        tiers=tiers,
+        local={"steps": 8, "reach": 1.0},
+        evaluation={"clients": False, "every": 1},
+    )
+    _run(narrow, tmp_path / "narrow")
+    (line,) = (tmp_path / "narrow" / "rounds.jsonl").read_text().splitlines()
+    assert json.loads(line)["up_bytes"] == own["up_bytes"]
 
 
 def test_a_tier_is_served_the_best_that_it_can_run(make_recipe: Make, tmp_path: Path) -> None:

@@ -41,6 +41,11 @@ for threads in (1, 2):
         assert stopwatch.time(plan.full, 3).points[0].ms > 0
         assert len(os.sched_getaffinity(0)) == threads, threads
     assert os.sched_getaffinity(0) == allowed, threads
+    # nor does it bring this process back to them with what is timed later
+    del stopwatch
+    stopwatch = Stopwatch(builder(config, target), target, plan.reference)
+    assert stopwatch.time(plan.full, 3).points[0].ms > 0
+    assert os.sched_getaffinity(0) == allowed, threads
 """
 
 
