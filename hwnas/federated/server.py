@@ -265,7 +265,7 @@ class Federation:
         )
 
     def grown(self, state: ServerState, tier: Tier, number: int) -> Tier:
-        """What a tier trains in a round: a smaller subnetwork at first, later a larger one or its own.
+        """What a tier trains in a round: at first a smaller subnetwork, later its own or larger.
 
         The first `local.grow` of the rounds are divided among the smaller tiers, the smallest
         first: everybody learns those before the larger ones build on them. Of the rounds that are
