@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from hwnas import __version__
 from hwnas.errors import HwnasError
-from hwnas.federated.client import RECIPE_KEY, recipe_of
+from hwnas.federated.client import RECIPE_KEY
+from hwnas.federated.originals import recipe_of
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.files import replacing, write_json
 

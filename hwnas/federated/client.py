@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -35,6 +35,14 @@ from hwnas.federated.messages import (
     unpack,
     weights,
 )
+from hwnas.federated.originals import (
+    Scores,
+    load_original,
+    original_of,
+    part_of,
+    recipe_of,
+    sorted_of,
+)
 from hwnas.federated.population import (
     Holding,
     deal,
@@ -53,11 +61,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from flwr.app import Context, Message, RecordDict
     from flwr.clientapp import ClientApp
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-    from hwnas.elastic.supernet import SuperNetwork
     from hwnas.federated.local import Trainee
-    from hwnas.federated.parts import Part, Tensors
+    from hwnas.federated.parts import Tensors
     from hwnas.federated.personal import Own
     from hwnas.tasks.kinds import Kind
 
@@ -99,12 +106,6 @@ class Identity:
             raise UserError('node config: give data="FILE" and tier="NAME", or partition-id=NUMBER')
         name = str(name or f"client-{int(partition):04}")
         return cls(name, partition=int(partition), memory_mb=memory_mb, **device)
-
-
-@lru_cache(maxsize=4)
-def recipe_of(text: str) -> FederatedRecipe:
-    """The recipe in a JSON text."""
-    return FederatedRecipe.model_validate_json(text)
 
 
 @lru_cache(maxsize=2)
@@ -376,83 +377,6 @@ class Client:
         named |= {f"ffn.{i}": t for i, t in enumerate(scores.ffn)}
         seconds = time.perf_counter() - begin
         return Done(rows=min(len(rows), self.recipe.importance_rows), seconds=seconds), named
-
-
-def load_original(
-    recipe: FederatedRecipe, labels: Sequence[str]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The original model with a new head, the same for everybody, and its tokenizer."""
-    from hwnas.models import load_model
-
-    return load_model(
-        recipe.model,
-        task=recipe.task.task_kind.task,
-        labels=list(labels) or None,
-        regression=recipe.task.kind_name == "regression",
-        seed=recipe.seed,
-    )
-
-
-@dataclass(frozen=True)
-class Original:
-    """What a client keeps of the original model."""
-
-    config: Any
-    embeddings: Tensors  # those of the words, by the parameter's name
-    tokenizer: PreTrainedTokenizerBase
-
-
-@lru_cache(maxsize=1)
-def original_of(text: str, labels: tuple[str, ...]) -> Original:
-    """The original model's config for these labels, its word embeddings, its tokenizer."""
-    from hwnas.anatomy.dense import take_apart
-    from hwnas.federated.methods import embeddings_of
-
-    model, tokenizer = load_original(recipe_of(text), labels)
-    names = embeddings_of(model)
-    frozen = {name: t.clone() for name, t in model.state_dict().items() if name in names}
-    take_apart(model)
-    return Original(model.config, frozen, tokenizer)
-
-
-@lru_cache(maxsize=16)
-def part_of(text: str, labels: tuple[str, ...], subnetwork: Subnetwork) -> Part:
-    """What is trained of a subnetwork of the whole model."""
-    from hwnas.federated.parts import Part
-
-    recipe = recipe_of(text)
-    config = original_of(text, labels).config
-    return Part.of(config, subnetwork, recipe.task.task_kind.task, recipe.method)
-
-
-class Scores:
-    """What heads and neurons are sorted by; equal where all numbers are."""
-
-    def __init__(self, scores: Tensors) -> None:
-        self.scores = scores
-        self._key = tuple((n, t.numpy().tobytes()) for n, t in sorted(scores.items()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Scores) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-@lru_cache(maxsize=1)
-def sorted_of(text: str, labels: tuple[str, ...], scores: Scores) -> SuperNetwork:
-    """The original model with its heads and neurons sorted as the server's are."""
-    from hwnas.elastic.supernet import SuperNetwork
-    from hwnas.importance.reordering import reorder
-    from hwnas.importance.scores import Importance
-
-    model, _ = load_original(recipe_of(text), labels)
-    network = SuperNetwork(model)
-    found = scores.scores
-    depth = len(network.blocks)
-    heads = tuple(found[f"heads.{i}"] for i in range(depth))
-    reorder(model, Importance(heads, tuple(found[f"ffn.{i}"] for i in range(depth))))
-    return network
 
 
 @lru_cache(maxsize=2 * _KEPT)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
-from hwnas.errors import HwnasError
-from hwnas.federated.client import original_of, recipe_of
 from hwnas.federated.continual import forgetting, phase_at, phases_of_rows
 from hwnas.federated.exchange import Request
 from hwnas.federated.messages import (
@@ -21,6 +18,7 @@ from hwnas.federated.messages import (
     unpack,
     weights,
 )
+from hwnas.federated.originals import original_of, recipe_of
 from hwnas.federated.population import load_simulated
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.roster import Roster
@@ -32,6 +30,7 @@ from hwnas.tasks.predict import predict
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from flwr.app import RecordDict
 
 
 def server_rows(recipe: FederatedRecipe) -> Dataset:
@@ -151,26 +150,18 @@ def judged(
     ordered = roster.by_name(nodes)
     requests = (Request(node, "evaluate", pack(work, packed, order)) for node in ordered)
     found, sent = [], 0
-    for answer in roster.ask(requests, number):
-        hello = roster.clients[answer.node]
+    for answer, hello, score in roster.heard(requests, number, _score, "not judged"):
         sent += answer.down
-        try:
-            done = unpack(answer.said, Done)
-            if done.score is None or done.loss is None:
-                raise GarbledError("no score")
-        except HwnasError as error:
-            roster.event("not judged", number, hello.name, str(error))
-            continue
-        found.append(
-            ClientScore(
-                client=hello.name,
-                tier=hello.tier,
-                rows=done.rows,
-                score=done.score,
-                loss=done.loss,
-            )
-        )
+        if score is not None:
+            found.append(ClientScore(client=hello.name, tier=hello.tier, **score))
     return found, sent
+
+
+def _score(content: RecordDict) -> dict[str, Any]:
+    done = unpack(content, Done)
+    if done.score is None or done.loss is None:
+        raise GarbledError("no score")
+    return {"rows": done.rows, "score": done.score, "loss": done.loss}
 
 
 def personalised(
@@ -191,18 +182,13 @@ def personalised(
         nodes = roster.by_name(roster.of_tier(name))
 
         def content(node: int, genome: list[list[int]] = tier.genome) -> Work:
-            seed = zlib.crc32(f"{state.recipe.seed}/own/{roster.clients[node].name}".encode())
-            return Work(number=number, genome=genome, labels=state.labels, seed=seed % 2**31)
+            seed = state.recipe.seed_of("own", roster.clients[node].name)
+            return Work(number=number, genome=genome, labels=state.labels, seed=seed)
 
         requests = (Request(n, PERSONAL, pack(content(n), packed, order)) for n in nodes)
-        for answer in roster.ask(requests, number):
-            hello = roster.clients[answer.node]
-            try:
-                said = unpack(answer.said, Personal)
-            except HwnasError as error:
-                roster.event("no own model", number, hello.name, str(error))
-                continue
-            if said.shared is not None and said.own is not None:
+        read = partial(unpack, kind=Personal)
+        for _, hello, said in roster.heard(requests, number, read, "no own model"):
+            if said is not None and said.shared is not None and said.own is not None:
                 score = PersonalScore(
                     client=hello.name,
                     tier=name,

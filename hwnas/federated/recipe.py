@@ -7,6 +7,7 @@ client is asked.
 from __future__ import annotations
 
 import math
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -405,6 +406,10 @@ class FederatedRecipe(Settings):
         """Local steps of a tier's clients in a round."""
         given = next((one.steps for one in self.tiers if one.name == tier), None)
         return given or self.local.steps
+
+    def seed_of(self, *what: object) -> int:
+        """A seed of its own for something, such as a client's work in a round."""
+        return zlib.crc32("/".join(map(str, (self.seed, *what))).encode()) % 2**31
 
     def rate_at(self, number: int) -> float:
         """The clients' learning rate in round `number`, from 1."""

@@ -7,9 +7,9 @@ again while it stays.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hwnas.anatomy import Shape
 from hwnas.errors import HwnasError
@@ -21,8 +21,10 @@ from hwnas.federated.tiers import Device, own_device, tiers_of
 from hwnas.rundir import RunDirectory
 
 if TYPE_CHECKING:
+    from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
+T = TypeVar("T")
 EVENTS = "events.jsonl"
 _LOOK_S = 0.5  # between two looks for clients that connect
 
@@ -62,6 +64,28 @@ class Roster:
             at_once=spec.at_once,
             deadline_s=deadline_s or spec.deadline_s,
         )
+
+    def heard(
+        self,
+        requests: Iterable[Request],
+        number: int,
+        read: Callable[[RecordDict], T],
+        problem: str,
+    ) -> Iterator[tuple[Answer, Hello, T | None]]:
+        """What each client says as `read` understands it; None and an event where it cannot.
+
+        Args:
+            problem: the event's name.
+        """
+        for answer in self.ask(requests, number):
+            hello = self.clients[answer.node]
+            try:
+                said = read(answer.said)
+            except HwnasError as error:
+                self.event(problem, number, hello.name, str(error))
+                yield answer, hello, None
+            else:
+                yield answer, hello, said
 
     def of_tier(self, name: str) -> list[int]:
         """The nodes of a tier's clients."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwnas.errors import BudgetError, HwnasError
+from hwnas.errors import BudgetError
 from hwnas.federated.exchange import Request
 from hwnas.federated.judging import able
 from hwnas.federated.messages import (
@@ -32,6 +33,9 @@ from hwnas.federated.tiers import Device, Tier, macs_share, nested_space
 from hwnas.search.seeds import seeds
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Block, Subnetwork
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
 
 FILE = "candidates.jsonl"
 OWN = "own"  # kind of the structure that a tier has trained
@@ -158,16 +162,17 @@ def judge_all(
     requests = (Request(node, CANDIDATES, pack(work, packed, order)) for node in nodes)
     losses, scores = np.zeros(len(found)), np.zeros(len(found))
     rows = 0
-    for answer in roster.ask(requests, state.number):
-        try:
-            said = unpack(answer.said, Judged)
-            if not len(said.losses) == len(said.scores) == len(found):
-                raise GarbledError(f"{len(found)} candidates were to be judged")
-            if not np.isfinite(said.losses + said.scores).all() or said.rows < 1:
-                raise GarbledError("its losses or scores are not finite")
-        except HwnasError as error:
-            name = roster.clients[answer.node].name
-            roster.event("not judged", state.number, name, str(error))
+
+    def read(content: RecordDict) -> Judged:
+        said = unpack(content, Judged)
+        if not len(said.losses) == len(said.scores) == len(found):
+            raise GarbledError(f"{len(found)} candidates were to be judged")
+        if not np.isfinite(said.losses + said.scores).all() or said.rows < 1:
+            raise GarbledError("its losses or scores are not finite")
+        return said
+
+    for _, _, said in roster.heard(requests, state.number, read, "not judged"):
+        if said is None:
             continue
         losses += said.rows * np.array(said.losses)
         scores += said.rows * np.array(said.scores)

@@ -12,7 +12,6 @@ import math
 import random
 import statistics
 import time
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import HwnasError, UserError
 from hwnas.federated.aggregation import Aggregator, aggregator, clipped, norm
-from hwnas.federated.client import load_original
 from hwnas.federated.continual import is_there, phase_at
 from hwnas.federated.exchange import Request
 from hwnas.federated.judging import judge, judge_at_clients, judge_phases
@@ -39,6 +37,7 @@ from hwnas.federated.messages import (
     pack,
     unpack,
 )
+from hwnas.federated.originals import load_original
 from hwnas.federated.outcome import finish
 from hwnas.federated.parts import Part, Tensors
 from hwnas.federated.privacy import NoisySum, largest_norm
@@ -60,6 +59,7 @@ from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.classification import check_classes, ordered
 
 if TYPE_CHECKING:
+    from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
 ROUNDS = "rounds.jsonl"
@@ -156,16 +156,15 @@ class Federation:
         nodes = self.roster.by_name(self.roster.of_tier(largest.name))
         requests = (Request(node, IMPORTANCE, content) for node in nodes)
         total: dict[str, torch.Tensor] = {}
-        for answer in self.roster.ask(requests, 0):
-            name = self.roster.clients[answer.node].name
-            try:
-                unpack(answer.said, Done)
-                found = arrays_of(answer.said)
-                _check_scores(found, full)
-            except HwnasError as error:
-                self.roster.event("failed", 0, name, str(error))
-                continue
-            for key, scores in found.items():
+
+        def read(content: RecordDict) -> Tensors:
+            unpack(content, Done)
+            found = arrays_of(content)
+            _check_scores(found, full)
+            return found
+
+        for _, _, found in self.roster.heard(requests, 0, read, "failed"):
+            for key, scores in (found or {}).items():
                 total[key] = total.get(key, torch.zeros_like(scores, dtype=torch.float64)) + scores
         if not total:
             return None
@@ -335,7 +334,7 @@ class Federation:
             smaller=[other.genome for other in nested],
             steps=max(1, round(steps)),
             rate=self.recipe.rate_at(number),
-            seed=zlib.crc32(f"{self.recipe.seed}/{number}/{hello.name}".encode()) % 2**31,
+            seed=self.recipe.seed_of(number, hello.name),
         )
 
     def steps_of(self, state: ServerState, tier: Tier) -> float:

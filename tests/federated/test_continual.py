@@ -72,8 +72,8 @@ def test_classes_come_and_go(make_recipe: Make, tmp_path: Path) -> None:
 def test_what_the_received_weights_say_is_kept(make_recipe: Make) -> None:
     """The more it weighs, the less a client's answers stray from those it was sent."""
     from hwnas.elastic.supernet import SuperNetwork
-    from hwnas.federated.client import load_original, original_of
     from hwnas.federated.local import Trainee, train_locally
+    from hwnas.federated.originals import load_original, original_of
     from hwnas.tasks.predict import predict
 
     recipe = make_recipe(**CLASSES)
