@@ -5,10 +5,13 @@ model, 60 % and 35 % of its latency by a shipped table), labels spread by Dirich
 client spends the same training compute a round in all ways:
 
 - `ours`: `hwnas federate`: subnetworks by latency, small ones learned first, then nested in the
-  larger ones and taught by them (each tier is served the best that it can run, in all ways);
+  largest that a client's memory holds (here the whole model) and taught by it; each tier is served
+  the best that it can run, in all ways;
 - `heterofl`: widths as ours, each client trains its own only (Diao et al. 2021);
 - `fedrolex`: the same, and the window of heads and neurons rolls every round (Alam et al. 2022);
 - `smallest`: everybody trains the smallest tier's model;
+- `whole`: everybody trains the whole model, in fewer steps the smaller its tier (McMahan et al.
+  2017); smaller tiers' models are cut from it;
 - `strong`: the whole model, by the clients of the largest tier only;
 - `local`: every client alone, its tier's model on its own rows;
 - `central`: the whole model on all rows in one place, the bound.
@@ -17,13 +20,21 @@ Scores are of each tier's own model on held-out rows of the data set, with every
 held-out rows and the bytes that travelled beside them.
 
     python benchmarks/federated.py --json benchmarks/results/federated.json
+
+With `--at-once N` rows are made beside one another, on a GPU if there is one, each in one process
+and without Ray; what they score is the same.
 """
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +42,12 @@ from typing import Any
 import torch
 from record import ROOT, Results, options
 
-from hwnas.federated.client import Client, Identity
+from hwnas.federated.client import Client, Identity, client_app
 from hwnas.federated.local import Trainee, train_locally
 from hwnas.federated.originals import original_of
 from hwnas.federated.population import deal, load_simulated
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.server import Federation
+from hwnas.federated.server import Federation, federate
 from hwnas.federated.simulation import simulate
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
@@ -51,7 +62,8 @@ RUNS = ROOT / "runs" / "federated"
 TABLE = "minilm-l6_openvino_cpu_xeon-amx_t1_b1_s128.json"
 TARGET = "openvino:cpu:threads=1,batch=1,seq=128"
 TIERS: dict[str, str | None] = {"large": None, "medium": "60%", "small": "35%"}
-WAYS = ("ours", "heterofl", "fedrolex", "smallest", "strong", "local", "central")
+WAYS = ("ours", "heterofl", "fedrolex", "smallest", "whole", "strong", "local", "central")
+Key = tuple[str, int, str]  # task, seed, way
 TASKS: dict[str, dict[str, Any]] = {
     "sst2": {
         "data": str(DATA / "sst2" / "train.jsonl"),
@@ -63,6 +75,7 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 SEEDS = 3
 ROUNDS, STEPS, BATCH, RATE = 40, 10, 16, 1e-4
+GROW = 0.2  # of the rounds, in which ours learns smaller subnetworks first
 CLIENTS = 12
 PROTOCOL = (
     f"demo:minilm, {CLIENTS} clients in three tiers, Dirichlet 0.3, {ROUNDS} rounds of {STEPS} "
@@ -99,7 +112,8 @@ def recipe_of(task: str, seed: int, way: str, quick: bool) -> FederatedRecipe:
             "batch": BATCH,
             "rate": RATE,
             "nested": 1 if way == "ours" else 0,
-            "grow": 0.5 if way == "ours" else 0.0,
+            "grow": GROW if way == "ours" else 0.0,
+            "reach": 1.0 if way in ("ours", "whole") else 0.0,
         },
         "evaluation": {"every": 2 if quick else 10, "rows": 100 if quick else 4000},
         "seed": seed,
@@ -265,7 +279,7 @@ def central(recipe: FederatedRecipe) -> dict[str, Any]:
     return {"scores": {"large": score}, "steps": steps, "rows": len(rows)}
 
 
-def wanted(quick: bool) -> Iterator[tuple[str, int, str]]:
+def wanted(quick: bool) -> Iterator[Key]:
     """Task, seed and way: all with three seeds on the first task, with one on the second."""
     if quick:
         yield from (("sst2", 0, way) for way in ("ours", "heterofl"))
@@ -275,13 +289,72 @@ def wanted(quick: bool) -> Iterator[tuple[str, int, str]]:
     yield from (("tweets", 0, way) for way in WAYS)
 
 
+def in_one_process(recipe: FederatedRecipe, out: Path, **how: Any) -> FederatedSummary:
+    """As `simulate`, without Ray: a round's clients train one after the other."""
+    sys.path.insert(0, str(ROOT / "tests" / "federated"))
+    from in_process import InProcess
+
+    grid = InProcess(client_app(recipe), recipe.clients.count)
+    return federate(grid, recipe, out, **how)
+
+
+def alone_in_process(task: str, seed: int, way: str, quick: bool) -> dict[str, Any]:
+    """One row in a process of its own."""
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    found = row(task, seed, way, quick, runner=in_one_process)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    spent = {"seconds": round(time.perf_counter() - begin, 1), "trained_on": device}
+    return found | spent
+
+
+def beside_one_another(results: Results, keys: Sequence[Key], quick: bool, at_once: int) -> None:
+    """So many rows at a time, each in a process, written as they end."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, context) as pool:
+        running = {
+            pool.submit(alone_in_process, *key, quick): key
+            for key in keys
+            if results.find(named(*key)) is None
+        }
+        for future in as_completed(running):
+            if (error := future.exception()) is not None:
+                print(running[future], repr(error), flush=True)
+                continue
+            results.row(named(*running[future]), future.result)
+
+
+def named(task: str, seed: int, way: str) -> dict[str, Any]:
+    """What a row is found by."""
+    return {"task": task, "seed": seed, "way": way}
+
+
+def more_options(parser: argparse.ArgumentParser) -> None:
+    """Which rows, and how many at a time."""
+    parser.add_argument("--ways", default=",".join(WAYS), help="by default all, in this order")
+    parser.add_argument("--only", nargs="*", metavar="TASK:SEED", help="by default all")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=0,
+        help="rows beside one another, each in one process, without Ray; for a GPU, or a session",
+    )
+
+
 def main() -> None:
     """Run what is missing, and write the rows and the headline."""
-    args = options("federated", __doc__)
+    args = options("federated", __doc__, more_options)
     results = Results("federated", args.quick, PROTOCOL, args.json)
-    for task, seed, way in wanted(args.quick):
-        make = partial(row, task, seed, way, args.quick)
-        results.row({"task": task, "seed": seed, "way": way}, make)
+    keys = [
+        (task, seed, way)
+        for task, seed, way in wanted(args.quick)
+        if way in args.ways.split(",") and (not args.only or f"{task}:{seed}" in args.only)
+    ]
+    if args.at_once:
+        beside_one_another(results, keys, args.quick, args.at_once)
+    else:
+        for key in keys:
+            results.row(named(*key), partial(row, *key, args.quick))
     results.finish(headline(results.rows))
 
 

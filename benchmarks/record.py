@@ -23,14 +23,19 @@ _PACKAGES = ("torch", "transformers", "optimum", "onnxruntime", "openvino")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def options(name: str, description: str | None) -> argparse.Namespace:
-    """The command line of the benchmark `name`."""
+def options(
+    name: str,
+    description: str | None,
+    more: Callable[[argparse.ArgumentParser], object] = lambda _: None,
+) -> argparse.Namespace:
+    """The command line of the benchmark `name`; `more` adds what only this one has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--quick", action="store_true", help="five minutes, honest about being small"
     )
     default = ROOT / "benchmarks" / "results" / f"{name}.json"
     parser.add_argument("--json", type=Path, help=f"result file, e.g. {default.relative_to(ROOT)}")
+    more(parser)
     return parser.parse_args()
 
 
