@@ -37,7 +37,6 @@ def quantize_controlled(
         rows: inputs to calibrate on, see `quantize.calibration`.
         max_drop: points of the metric, in per cent, that may be lost.
     """
-    import nncf
     import openvino
     from transformers import AutoConfig
 
@@ -58,6 +57,8 @@ def quantize_controlled(
         return judged.kind.score(judged.metric, answers, part), None
 
     with quiet(), quiet_quantizers(), bar("int8 with accuracy control", 1) as advance:
+        import nncf  # which looks at once whether it may report
+
         small = nncf.quantize_with_accuracy_control(
             graph,
             nncf.Dataset(list(only(rows, taken))),

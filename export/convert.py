@@ -12,9 +12,7 @@ Optimum's own validation of the ONNX file is left out: it compares random inputs
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from hwnas.export.decoders import export_configs, restate_heads
 from hwnas.export.folders import FORMATS, check_format, quiet
 from hwnas.files import replacing
 from hwnas.progress import bar
+from hwnas.telemetry import no_telemetry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -127,7 +126,7 @@ def _convert_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None
     while names:
         back = len(names) > 1
         try:
-            with _no_telemetry():
+            with no_telemetry():
                 # Optimum's own conversion does not cut: the model would read beyond its positions
                 found = convert_tokenizer(tokenizer, with_detokenizer=back, truncation=True)
         except Exception:  # whatever it raises over kinds of tokenizers that it does not know
@@ -165,7 +164,7 @@ def _convert_to_openvino(model: PreTrainedModel, folder: Path) -> None:
 
     task = _exporters_task(model)
     _pass_for_transformers(model)
-    with _no_telemetry():
+    with no_telemetry():
         export_from_model(
             model,
             folder,
@@ -223,20 +222,3 @@ def _tokenizer_for(
         saved.backend_tokenizer.enable_truncation(saved.model_max_length)
         saved.backend_tokenizer.no_padding()
     return saved  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _no_telemetry() -> Iterator[None]:
-    """Keep OpenVINO's converter from reporting over the network what it converts.
-
-    It does so unless a file in the home folder forbids it, or it believes to run in a CI job.
-    """
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = before

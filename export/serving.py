@@ -22,6 +22,7 @@ SCRIPT = "serve.py"
 
 _READY = {
     "openvino": """\
+    sys.modules.setdefault("openvino_telemetry", None)  # it reports over the network else
     import openvino
 
     core = openvino.Core()

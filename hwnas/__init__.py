@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hwnas.telemetry import hide
+
 if TYPE_CHECKING:
     from hwnas.models import load, load_model
     from hwnas.tasks.loading import Task
 
 __version__ = "0.1.0"
 __all__ = ["Task", "__version__", "load", "load_model"]
+
+hide()
 
 # loaded on first use, so that importing hwnas stays cheap
 _LAZY = {

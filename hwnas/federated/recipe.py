@@ -108,10 +108,11 @@ class LocalSpec(Settings):
     rate: float = Field(1e-4, gt=0, lt=1)
     decay: bool = True  # the rate falls linearly over the rounds, to a tenth
     nested: int = Field(1, ge=0)  # smaller tiers' subnetworks, trained beside the client's own
-    grow: float = Field(0.5, ge=0, lt=1)  # of the rounds, in which smaller tiers' are learned first
+    grow: float = Field(0.2, ge=0, lt=1)  # of the rounds, in which smaller tiers' are learned first
     # of the rounds after those, in which a client trains the largest subnetwork that its memory
-    # holds, for as much computing as its own would take; in the others its own
-    reach: float = Field(0.0, ge=0, le=1)
+    # holds, for as much computing as its own would take; in the others its own. By default all of
+    # them where smaller ones are nested, for they learn only so, and else none
+    reach: float | None = Field(None, ge=0, le=1)
     distill_weight: float = Field(0.7, ge=0, le=1)  # of what the largest says, for the nested ones
     temperature: float = Field(2.0, gt=0)
     proximal: float = Field(0.0, ge=0)  # weight of the distance from the server's weights (FedProx)
@@ -281,10 +282,12 @@ class FederatedRecipe(Settings):
         if self.train == "prompt":
             if self.task.kind_name != "classification":
                 raise ValueError("train: prompt is for tasks of kind classification")
-            if self.local.nested:
-                raise ValueError(
-                    "local.nested: a prompt is trained by each client's own subnetwork; set it to 0"
-                )
+            for name in ("nested", "reach"):
+                if getattr(self.local, name):
+                    raise ValueError(
+                        f"local.{name}: a prompt is trained by each client's own subnetwork; "
+                        "set it to 0"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -406,6 +409,12 @@ class FederatedRecipe(Settings):
         """Local steps of a tier's clients in a round."""
         given = next((one.steps for one in self.tiers if one.name == tier), None)
         return given or self.local.steps
+
+    @property
+    def reach(self) -> float:
+        """Of the later rounds, in which clients train the largest subnetwork that they can hold."""
+        given = self.local.reach
+        return given if given is not None else float(self.local.nested > 0)
 
     def seed_of(self, *what: object) -> int:
         """A seed of its own for something, such as a client's work in a round."""

@@ -63,7 +63,7 @@ def search(roster: Roster, state: ServerState) -> bool:
     for name, tier in trained.items():
         device = roster.devices[name]
         found = [Proposal(OWN, tier.subnetwork)]
-        found += proposals(device, state, reach(state, trained, tier), spec.candidates)
+        found += proposals(device, state, widest_of(state, trained, tier), spec.candidates)
         if len(found) == 1:
             continue
         judged = judge_all(roster, state, found)
@@ -101,7 +101,7 @@ def with_structure(state: ServerState, tier: Tier, subnetwork: Subnetwork, devic
     )
 
 
-def reach(state: ServerState, trained: Mapping[str, Tier], tier: Tier) -> Subnetwork:
+def widest_of(state: ServerState, trained: Mapping[str, Tier], tier: Tier) -> Subnetwork:
     """How wide a tier's candidates are at most: as the next larger tier, which has trained that."""
     larger = [other for other in trained.values() if other.macs > tier.macs]
     if not larger:

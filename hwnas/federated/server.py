@@ -272,7 +272,7 @@ class Federation:
         serve a model bounds what a device runs every day, not what it can learn in fewer steps.
         """
         early = self.recipe.local.grow * self.recipe.rounds
-        late, reach = number - math.floor(early), self.recipe.local.reach
+        late, reach = number - math.floor(early), self.recipe.reach
         if late > 0:
             turn = math.floor(late * reach) > math.floor((late - 1) * reach)
             return self.within_memory(state, tier) if turn else tier

@@ -38,6 +38,7 @@ FORMAT = 1  # of the result that a kit writes
 _MODULES = (
     "errors.py",
     "subnetwork.py",
+    "telemetry.py",
     "anatomy/__init__.py",
     "latency/device.py",
     "latency/target.py",

@@ -29,6 +29,9 @@ def main() -> int:
     if not zipfile.is_zipfile(kit):
         print("hwnas kit: run the zip file itself: python kit.zip", file=sys.stderr)
         return 2
+    from hwnas.telemetry import hide
+
+    hide()
     try:
         import numpy  # noqa: F401
         import openvino  # noqa: F401

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.errors import UserError
+from hwnas.telemetry import no_telemetry
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -120,12 +121,12 @@ def random_rows(feed: Feed, vocab: int, count: int) -> Iterator[Feed]:
 
 @contextmanager
 def quiet_quantizers() -> Iterator[None]:
-    """The quantizers print tables, and warn of what is meant to be so."""
+    """The quantizers print tables, warn of what is meant to be so, and report what they do."""
     levels = {name: logging.getLogger(name).level for name in ("nncf", "root")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), no_telemetry():
             yield
     finally:
         for name, level in levels.items():

@@ -24,6 +24,7 @@ from hwnas.errors import UserError
 from hwnas.latency.device import cpu_flags
 from hwnas.latency.measure import Inference
 from hwnas.latency.target import Target
+from hwnas.telemetry import no_telemetry
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -368,7 +369,8 @@ def export(model: PreTrainedModel, runtime: str, folder: Path) -> None:
         if runtime == "openvino":
             from optimum.exporters.openvino import export_from_model
 
-            export_from_model(exported, folder, task=task, stateful=decoder, **own)
+            with no_telemetry():
+                export_from_model(exported, folder, task=task, stateful=decoder, **own)
         else:
             from optimum.exporters.onnx import onnx_export_from_model
 

@@ -207,20 +207,6 @@ def test_exports_are_quiet(
     assert caught == []
 
 
-def test_openvino_s_converter_reports_nothing_over_the_network(
-    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from openvino_telemetry.utils.sender import TelemetrySender
-
-    sent: list[object] = []
-    monkeypatch.setattr(TelemetrySender, "send", lambda self, *event, **rest: sent.append(event))
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    export_openvino(*tiny, tmp_path / "openvino")
-    assert sent == []
-    assert "CI" not in os.environ
-
-
 def test_model_of_equal_layers_needs_no_code(tiny_config: Any, tiny: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 

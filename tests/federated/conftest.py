@@ -44,7 +44,7 @@ def make_recipe(tiny_recipe: Path, tiny_table: Path) -> Make:
                 {"name": "large", "target": TARGET, "table": str(tiny_table)},
                 {"name": "small", "target": TARGET, "table": str(tiny_table), "budget": "60%"},
             ],
-            "local": {"steps": 2, "batch": 8, "rate": 1e-3, "grow": 0},
+            "local": {"steps": 2, "batch": 8, "rate": 1e-3, "grow": 0, "reach": 0},
             "evaluation": {"every": 2, "rows": 50},
             "importance_rows": 8,
         }

@@ -121,6 +121,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "secure among two": ({"secure": {"least": 2}}, "secure.least"),
     "noise below zero": ({"privacy": PRIVATE | {"noise": -1}}, "privacy.noise"),
     "a prompt for smaller ones too": ({"train": "prompt"}, "local.nested"),
+    "a prompt for larger ones": (
+        {"train": "prompt", "local": {"nested": 0, "reach": 0.5}},
+        "local.reach",
+    ),
     "more phases than rounds": ({"continual": {"phases": 9}}, "9 phases in 2 rounds"),
     "a topic without a column": (
         {"continual": {"phases": 2, "by": "column"}},

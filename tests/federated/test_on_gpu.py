@@ -30,7 +30,9 @@ TARGET = "openvino:cpu:threads=1,batch=1,seq=128"
     ids=["all", "adapters", "prompt"],
 )
 def test_real_weights_are_trained_there(settings: dict[str, Any], tmp_path: Path) -> None:
-    local = {"steps": 2, "batch": 8, "rate": 1e-4, "grow": 0} | settings.get("local", {})
+    local = {"steps": 2, "batch": 8, "rate": 1e-4, "grow": 0, "reach": 0} | settings.get(
+        "local", {}
+    )
     value: dict[str, Any] = {
         "model": "demo:minilm",
         "task": {"data": "demo:tweets", "max_length": 32},

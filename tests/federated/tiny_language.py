@@ -52,7 +52,7 @@ def llama(folder: Path, tokenizer: Path) -> FederatedRecipe:
             {"name": "large", "target": TARGET, "table": str(table)},
             {"name": "small", "target": TARGET, "table": str(table), "budget": "90%"},
         ],
-        "local": {"steps": 6, "batch": 4, "rate": 0.01, "grow": 0},
+        "local": {"steps": 6, "batch": 4, "rate": 0.01, "grow": 0, "reach": 0},
         "evaluation": {"every": 3, "rows": 10, "clients": False},
         "importance_rows": 8,
     }
