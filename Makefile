@@ -70,7 +70,7 @@ demo-federated: $(READY)
 # In two processes, a test file in one of them; then what must not run beside others. What fails in
 # the first is run again alone: a measurement may be off beside another process, and must hold then.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadscope \
+	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadscope --no-loadscope-reorder \
 	|| { test $$? -eq 1 && echo "== failed beside others, again and alone:" \
 	     && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 	$(BIN)/python -m pytest -m alone

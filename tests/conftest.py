@@ -34,6 +34,30 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+# begun last, one of them would run for minutes while the other process has nothing left to do
+LONG_FILES = (
+    "test_pipeline.py",
+    "test_deployments_of_flower.py",
+    "test_searching.py",
+    "test_second_search.py",
+    "test_language_runs.py",
+    "test_auto.py",
+    "test_shipped_recipes.py",
+    "test_language_models.py",
+    "test_processes.py",
+    "test_deployments.py",
+    "test_sizes.py",
+    "test_profiling.py",
+    "test_workers.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file the order stays."""
+    first = {name: i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is not there")

@@ -104,7 +104,9 @@ def model(request: Any, words: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow  # half a minute for each family
 @pytest.mark.parametrize(
-    "model", ["llama", "gpt2", pytest.param("bloom", marks=VARIANT)], indirect=True
+    "model",
+    ["llama", *(pytest.param(name, marks=VARIANT) for name in ("gpt2", "bloom"))],
+    indirect=True,
 )
 def test_every_stage_on_a_tiny_model(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
