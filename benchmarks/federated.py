@@ -42,12 +42,12 @@ from typing import Any
 import torch
 from record import ROOT, Results, options
 
-from hwnas.federated.client import Client, Identity, client_app
+from hwnas.federated.client import Client, Identity
 from hwnas.federated.local import Trainee, train_locally
 from hwnas.federated.originals import original_of
 from hwnas.federated.population import deal, load_simulated
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.server import Federation, federate
+from hwnas.federated.server import Federation
 from hwnas.federated.simulation import simulate
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
@@ -292,10 +292,10 @@ def wanted(quick: bool) -> Iterator[Key]:
 def in_one_process(recipe: FederatedRecipe, out: Path, **how: Any) -> FederatedSummary:
     """As `simulate`, without Ray: a round's clients train one after the other."""
     sys.path.insert(0, str(ROOT / "tests" / "federated"))
-    from in_process import InProcess
+    from in_process import run
 
-    grid = InProcess(client_app(recipe), recipe.clients.count)
-    return federate(grid, recipe, out, **how)
+    summary: FederatedSummary = run(recipe, out, **how)[0]
+    return summary
 
 
 def alone_in_process(task: str, seed: int, way: str, quick: bool) -> dict[str, Any]:

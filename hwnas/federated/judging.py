@@ -123,7 +123,7 @@ def served(roster: Roster, state: ServerState, number: int) -> dict[str, str]:
 
 def able(roster: Roster, state: ServerState, subnetwork: Subnetwork) -> list[int]:
     """The nodes whose memory is enough for a subnetwork, by what training it would take."""
-    shape, tokens = state.network.shape, state.recipe.length * state.recipe.local.batch
+    shape, tokens = state.network.shape, state.recipe.batch_tokens
     tiers = {n for n, device in roster.devices.items() if device.holds(subnetwork, shape, tokens)}
     return [node for node, hello in roster.clients.items() if hello.tier in tiers]
 

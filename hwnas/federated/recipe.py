@@ -427,6 +427,11 @@ class FederatedRecipe(Settings):
         return self.local.rate * (1 - 0.9 * (number - 1) / self.rounds)
 
     @property
+    def batch_tokens(self) -> int:
+        """Tokens of a client's training batch, padding included."""
+        return self.length * self.local.batch
+
+    @property
     def length(self) -> int:
         """Tokens at which texts are cut: by default where the longest target's sequences end."""
         longest = max(Target.parse(tier.target).seq for tier in self.tiers)

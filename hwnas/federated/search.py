@@ -122,13 +122,12 @@ def proposals(device: Device, state: ServerState, widest: Subnetwork, count: int
     except BudgetError:
         return []
     own = state.tiers[device.spec.name].subnetwork
-    tokens = recipe.length * recipe.local.batch
     fitting = [
         Proposal(seed.kind, seed.subnetwork)
         for seed in found
         if seed.subnetwork != own
         and predictor.predict(seed.subnetwork) <= budget
-        and device.holds(seed.subnetwork, shape, tokens)
+        and device.holds(seed.subnetwork, shape, recipe.batch_tokens)
     ]
     return fitting[:count]
 

@@ -286,7 +286,7 @@ class Federation:
         """The largest tier's subnetwork that a tier's devices have the memory to train."""
         device, tokens = (
             self.roster.devices[tier.name],
-            self.recipe.length * self.recipe.local.batch,
+            self.recipe.batch_tokens,
         )
         held = [
             other

@@ -130,13 +130,12 @@ def tiers_of(
 
     space = SearchSpace.whole(shape)
     loss = scores.loss(shape.group) if recipe.structure == "importance" else None
-    seq = recipe.length
     found: dict[str, Tier] = {}
     for name in sorted(wanted, key=lambda name: -wanted[name].share):
         device = wanted[name]
         predictor = device.table.predictor()
         fit = Fit(shape, predictor, loss)
-        subnetwork = _largest(device, space, fit, seq * recipe.local.batch)
+        subnetwork = _largest(device, space, fit, recipe.batch_tokens)
         space = nested_space(space, subnetwork)
         found[name] = Tier(
             name=name,
@@ -145,7 +144,7 @@ def tiers_of(
             budget_ms=device.budget_ms(),
             predicted_ms=predictor.predict(subnetwork),
             whole_ms=device.table.reference_ms,
-            macs=macs_share(subnetwork, shape, seq),
+            macs=macs_share(subnetwork, shape, recipe.length),
         )
     return {name: found[name] for name in wanted}
 

@@ -10,12 +10,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+
+from hwnas.federated.client import client_app
+from hwnas.federated.recipe import FederatedRecipe
+from hwnas.federated.server import Federation, federate
+from hwnas.federated.summary import FederatedSummary
 
 # what becomes of a client's reply to a request: (request, reply) -> reply, or None: silence
 Fault = Callable[[Message, Message], Message | None]
@@ -121,3 +127,16 @@ class InProcess(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         raise NotImplementedError
+
+
+def run(
+    recipe: FederatedRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    kind: type[Federation] = Federation,
+    **wrong: Any,
+) -> tuple[FederatedSummary, InProcess]:
+    """All of a recipe in this process; what goes wrong as `InProcess` takes it."""
+    grid = InProcess(client_app(recipe), recipe.clients.count, **wrong)
+    return federate(grid, recipe, out, resume=resume, kind=kind), grid

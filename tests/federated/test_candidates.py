@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message
-from in_process import InProcess
+from in_process import InProcess, run
 
 from hwnas.anatomy import find_shape
-from hwnas.federated.client import Client, Identity, client_app
+from hwnas.federated.client import Client, Identity
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.search import union
-from hwnas.federated.server import federate
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import Candidate, FederatedSummary
 from hwnas.federated.tiers import memory_mb
@@ -30,8 +29,7 @@ SEARCH: dict[str, Any] = {"search": {"candidates": 6}}
 def _run(
     recipe: FederatedRecipe, out: Path, **wrong: Any
 ) -> tuple[FederatedSummary, list[Candidate], InProcess]:
-    grid = InProcess(client_app(recipe), recipe.clients.count, **wrong)
-    summary = federate(grid, recipe, out, resume=False)
+    summary, grid = run(recipe, out, **wrong)
     path = out / "candidates.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return summary, [Candidate.model_validate_json(line) for line in lines], grid

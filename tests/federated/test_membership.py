@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import concatenate_datasets
-from in_process import InProcess
+from in_process import run
 
-from hwnas.federated.client import Client, Identity, client_app
+from hwnas.federated.client import Client, Identity
 from hwnas.federated.membership import Membership, attack, losses
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.server import federate
 from hwnas.files import validate
 from hwnas.models import load
 
@@ -37,8 +36,7 @@ def test_the_advantage_is_that_of_the_best_threshold() -> None:
 
 
 def _told(recipe: FederatedRecipe, out: Path) -> Membership:
-    grid = InProcess(client_app(recipe), recipe.clients.count)
-    summary = federate(grid, recipe, out, resume=False)
+    summary, _ = run(recipe, out)
     text = recipe.model_dump_json()
     clients = [Client(text, Identity(f"client-{i:04}", i)) for i in range(recipe.clients.count)]
     model = load(out / summary.tiers[0].path)

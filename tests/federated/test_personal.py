@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 from flwr.app import Error, Message
-from in_process import InProcess
+from in_process import run
 
-from hwnas.federated.client import client_app
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.server import federate
 from hwnas.federated.summary import FederatedSummary
 from hwnas.models import load, load_tokenizer
 from hwnas.report.federated_page import write_page
@@ -23,8 +21,7 @@ UNEVEN: dict[str, Any] = {"clients": {"count": 4, "split": {"kind": "dirichlet",
 
 
 def _run(recipe: FederatedRecipe, out: Path, **wrong: Any) -> FederatedSummary:
-    grid = InProcess(client_app(recipe), recipe.clients.count, **wrong)
-    return federate(grid, recipe, out, resume=False)
+    return run(recipe, out, **wrong)[0]
 
 
 @pytest.mark.parametrize("kind", ["trained", "head", "adapters"])

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import InProcess
+from in_process import run
 
-from hwnas.federated.client import client_app
 from hwnas.federated.recipe import SHIPPED, FederatedRecipe, load_federated
-from hwnas.federated.server import federate
 from hwnas.files import validate
 from hwnas.recipe import shipped_recipes
 
@@ -67,8 +65,7 @@ def test_it_runs_on_real_data(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     recipe = _little(load_federated(Path(name)))
-    grid = InProcess(client_app(recipe), recipe.clients.count)
-    summary = federate(grid, recipe, tmp_path / "run", resume=False)
+    summary, _ = run(recipe, tmp_path / "run")
     assert "failed" not in summary.events
     assert all(tier.score is not None for tier in summary.tiers)
     lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()

@@ -10,35 +10,21 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message
-from in_process import InProcess
+from in_process import InProcess, run
 
 from hwnas.errors import HwnasError
-from hwnas.federated.client import client_app
 from hwnas.federated.judging import server_rows
 from hwnas.federated.parts import Part
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.server import Federation, federate
+from hwnas.federated.server import Federation
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
-from hwnas.federated.tiers import memory_mb
 from hwnas.files import read_tensors
 from hwnas.models import load
 from hwnas.tasks.predict import predict
 
 Make = Callable[..., FederatedRecipe]
 Weights = dict[str, torch.Tensor]
-
-
-def _run(
-    recipe: FederatedRecipe,
-    out: Path,
-    *,
-    resume: bool = False,
-    kind: type[Federation] = Federation,
-    **wrong: Any,
-) -> tuple[FederatedSummary, InProcess]:
-    grid = InProcess(client_app(recipe), recipe.clients.count, **wrong)
-    return federate(grid, recipe, out, resume=resume, kind=kind), grid
 
 
 def _weights(out: Path) -> Weights:
@@ -61,7 +47,7 @@ def finished(
     """A run in which nothing went wrong; only to be read."""
     recipe = make_recipe()
     out = tmp_path_factory.mktemp("federated") / "run"
-    return recipe, out, *_run(recipe, out)
+    return recipe, out, *run(recipe, out)
 
 
 Finished = tuple[FederatedRecipe, Path, FederatedSummary, InProcess]
@@ -119,13 +105,13 @@ def test_scores_are_those_of_the_files(finished: Finished) -> None:
 def test_the_same_whatever_the_order_of_answers(
     finished: Finished, make_recipe: Make, tmp_path: Path
 ) -> None:
-    summary, _ = _run(make_recipe(), tmp_path / "again", backwards=True)
+    summary, _ = run(make_recipe(), tmp_path / "again", backwards=True)
     assert _apart(_weights(finished[1]), _weights(tmp_path / "again")) < 1e-6
     assert [t.score for t in summary.tiers] == [t.score for t in finished[2].tiers]
 
 
 def test_another_seed_is_another_run(finished: Finished, make_recipe: Make, tmp_path: Path) -> None:
-    _run(make_recipe(seed=1), tmp_path / "other")
+    run(make_recipe(seed=1), tmp_path / "other")
     assert _apart(_weights(finished[1]), _weights(tmp_path / "other")) > 1e-4
 
 
@@ -146,16 +132,16 @@ def test_a_killed_server_goes_on_to_the_same_result(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(KilledError):
-        _run(make_recipe(), out, kind=DiesInRoundTwo)
+        run(make_recipe(), out, kind=DiesInRoundTwo)
     assert len((out / "rounds.jsonl").read_text().splitlines()) == 1
-    summary, _ = _run(make_recipe(), out, resume=True)
+    summary, _ = run(make_recipe(), out, resume=True)
     assert summary.rounds == 2
     assert _apart(_weights(finished[1]), _weights(out)) < 1e-6
 
 
 def test_messages_under_way_are_bounded(make_recipe: Make, tmp_path: Path) -> None:
     recipe = make_recipe(rounds=1, clients={"at_once": 2, "count": 6})
-    _, grid = _run(recipe, tmp_path / "run")
+    _, grid = run(recipe, tmp_path / "run")
     assert grid.most_waiting == 2
 
 
@@ -224,7 +210,7 @@ def test_one_client_that_goes_wrong_costs_its_answer_only(
     recipe = make_recipe(rounds=1, clients={"deadline_s": 20.0}, evaluation={"clients": False})
     if name == "dies":
         recipe = make_recipe(rounds=1, clients={"deadline_s": 4.0}, evaluation={"clients": False})
-    summary, _ = _run(recipe, tmp_path / "run", faults={1: fault})
+    summary, _ = run(recipe, tmp_path / "run", faults={1: fault})
     assert (event, 1, "client-0001") in _events(tmp_path / "run")
     assert summary.events[event] == 1
     line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
@@ -238,7 +224,7 @@ def test_a_slow_client_is_left_out_and_its_late_answer_dropped(
     recipe = make_recipe(
         rounds=1, clients={"deadline_s": 4.0}, evaluation={"clients": False, "every": 1}
     )
-    summary, _ = _run(recipe, tmp_path / "run", delay_s={2: 5.0})
+    summary, _ = run(recipe, tmp_path / "run", delay_s={2: 5.0})
     assert summary.events["late"] == 1
     assert ("late", 1, "client-0002") in _events(tmp_path / "run")
     line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
@@ -247,7 +233,7 @@ def test_a_slow_client_is_left_out_and_its_late_answer_dropped(
 
 def test_a_client_that_comes_back_takes_part_again(make_recipe: Make, tmp_path: Path) -> None:
     recipe = make_recipe(rounds=5, evaluation={"clients": False, "every": 5})
-    _run(recipe, tmp_path / "run", away={3: {2, 3, 4}})
+    run(recipe, tmp_path / "run", away={3: {2, 3, 4}})
     events = _events(tmp_path / "run")
     assert ("gone", 2, "client-0003") in events
     assert ("joined", 5, "client-0003") in events
@@ -257,17 +243,17 @@ def test_a_client_that_comes_back_takes_part_again(make_recipe: Make, tmp_path: 
 
 def test_a_round_with_too_few_answers_changes_nothing(make_recipe: Make, tmp_path: Path) -> None:
     recipe = make_recipe(rounds=1, clients={"least": 4}, evaluation={"clients": False})
-    summary, _ = _run(recipe, tmp_path / "run", faults={0: _fails})
+    summary, _ = run(recipe, tmp_path / "run", faults={0: _fails})
     assert summary.events["too few"] == 1
     clean = make_recipe(rounds=1, clients={"least": 4}, evaluation={"clients": False})
-    _run(clean, tmp_path / "clean")
+    run(clean, tmp_path / "clean")
     assert _apart(_weights(tmp_path / "run"), _weights(tmp_path / "clean")) > 1e-5
 
 
 def test_a_run_that_nobody_answers_any_more_is_given_up(make_recipe: Make, tmp_path: Path) -> None:
     recipe = make_recipe(rounds=9, evaluation={"clients": False, "every": 9})
     with pytest.raises(HwnasError, match="none of the 4 clients"):
-        _run(recipe, tmp_path / "run", faults=dict.fromkeys(range(4), _fails))
+        run(recipe, tmp_path / "run", faults=dict.fromkeys(range(4), _fails))
     assert len((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()) == 3
 
 
@@ -296,7 +282,7 @@ def test_robust_rules_keep_a_poisoned_update_out(
             aggregation=aggregation,
             evaluation={"clients": False},
         )
-        _run(recipe, tmp_path / name, faults=faults)
+        run(recipe, tmp_path / name, faults=faults)
         return _weights(tmp_path / name)
 
     bad = {4: poisoned({})}
@@ -335,7 +321,7 @@ def test_private_runs_say_nothing_of_rows_and_state_their_epsilon(
         said.append(str(reply.content["json"]["json"]))
         return reply
 
-    summary, _ = _run(recipe, tmp_path / "run", faults=dict.fromkeys(range(4), listen))
+    summary, _ = run(recipe, tmp_path / "run", faults=dict.fromkeys(range(4), listen))
     assert summary.epsilon is not None and summary.epsilon > 0 and summary.delta == 1e-3
     for text in said:
         answer = json.loads(text)
@@ -349,7 +335,7 @@ def test_adapters_learn_beside_frozen_weights_that_are_never_sent(
 ) -> None:
     recipe = make_recipe(train="adapters", adapters={"rank": 4, "alpha": 8, "dropout": 0.0})
     out = tmp_path / "run"
-    summary, _ = _run(recipe, out)
+    summary, _ = run(recipe, out)
     trained = read_tensors(out / "state" / "trained.safetensors")
     kinds = {name.rpartition(".")[2] for name in trained if ".layer." in name}
     assert kinds == {"down", "up"}
@@ -376,7 +362,7 @@ def test_a_language_model_reads_on_at_its_clients(tmp_path: Path) -> None:
     from tiny_language import letters, llama
 
     recipe = llama(tmp_path, letters(tmp_path))
-    summary, _ = _run(recipe, tmp_path / "run")
+    summary, _ = run(recipe, tmp_path / "run")
     assert summary.metric == "token_accuracy" and summary.labels == []
     first, last = (
         json.loads(line)["loss"]
@@ -395,7 +381,7 @@ def test_a_prompt_is_a_few_kilobytes_a_round(make_recipe: Make, tmp_path: Path) 
 
     recipe = make_recipe(train="prompt", prompt=5, local={"nested": 0, "rate": 0.01})
     out = tmp_path / "run"
-    summary, _ = _run(recipe, out)
+    summary, _ = run(recipe, out)
     trained = read_tensors(out / "state" / "trained.safetensors")
     hidden = 128
     assert {name: tuple(t.shape) for name, t in trained.items()} == {
@@ -415,7 +401,7 @@ def test_a_prompt_is_a_few_kilobytes_a_round(make_recipe: Make, tmp_path: Path) 
         )
         with torch.no_grad(), state.answering(state.tiers[tier.served]) as own:
             torch.testing.assert_close(again(**rows).logits, own(**rows).logits)
-    resumed, _ = _run(recipe, out, resume=True)
+    resumed, _ = run(recipe, out, resume=True)
     assert [t.score for t in resumed.tiers] == [t.score for t in summary.tiers]
 
 
@@ -431,7 +417,7 @@ def test_clients_bring_their_own_tables(
         2: {"table": str(tiny_table), "budget": "0.0001ms"},
     }
     out = tmp_path / "run"
-    summary, _ = _run(recipe, out, configs=given)
+    summary, _ = run(recipe, out, configs=given)
     events = _events(out)
     refused = [(number, client) for event, number, client in events if event == "refused"]
     # the first is not known by its name yet; neither is asked again
@@ -443,79 +429,3 @@ def test_clients_bring_their_own_tables(
     assert small.params < own.params < large.params
     line = json.loads((out / "rounds.jsonl").read_text())
     assert line["answered"] == line["asked"] == 2
-
-
-def test_small_ones_are_learned_first_where_the_recipe_says(
-    make_recipe: Make, tmp_path: Path
-) -> None:
-    recipe = make_recipe(rounds=4, local={"grow": 0.5}, evaluation={"clients": False, "every": 4})
-    summary, _ = _run(recipe, tmp_path / "run")
-    lines = [
-        json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
-    ]
-    first, *_, last = lines
-    # everybody is sent the small part at first, for as much computing as later
-    assert first["up_bytes"] < 0.8 * last["up_bytes"]
-    assert first["steps"] == last["steps"]
-    assert summary.rounds == 4
-
-
-def test_who_has_the_memory_trains_more_than_it_is_served(
-    make_recipe: Make, tmp_path: Path
-) -> None:
-    recipe = make_recipe(
-        rounds=4, local={"steps": 8, "reach": 0.5}, evaluation={"clients": False, "every": 4}
-    )
-    summary, _ = _run(recipe, tmp_path / "run")
-    lines = [
-        json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
-    ]
-    own, all_whole = lines[0], lines[1]
-    # every second round all clients are sent the whole, for as much computing as their own
-    assert [line["up_bytes"] for line in lines[2:]] == [own["up_bytes"], all_whole["up_bytes"]]
-    assert own["up_bytes"] < 0.9 * all_whole["up_bytes"]
-    assert len({line["steps"] for line in lines}) == 1
-    large, small = summary.tiers
-    assert small.params < large.params
-    # a device that has the memory for its own only goes on with that
-    state = ServerState.find(tmp_path / "run", recipe)
-    assert state is not None
-    tokens = recipe.length * recipe.local.batch
-    shape = state.network.shape
-    held = memory_mb(state.tiers["small"].subnetwork, shape, tokens)
-    tiers = [tier.model_dump() for tier in recipe.tiers]
-    tiers[1]["memory_mb"] = 1.01 * held
-    narrow = make_recipe(
-        rounds=1,
-        tiers=tiers,
-        local={"steps": 8, "reach": 1.0},
-        evaluation={"clients": False, "every": 1},
-    )
-    _run(narrow, tmp_path / "narrow")
-    (line,) = (tmp_path / "narrow" / "rounds.jsonl").read_text().splitlines()
-    assert json.loads(line)["up_bytes"] == own["up_bytes"]
-
-
-def test_a_tier_is_served_the_best_that_it_can_run(make_recipe: Make, tmp_path: Path) -> None:
-    """A large model whose outer weights are poisoned is worse than the small one within it."""
-    recipe = make_recipe(rounds=1, evaluation={"every": 1})
-    out = tmp_path / "run"
-    grid = InProcess(client_app(recipe), recipe.clients.count)
-
-    class Poisoned(Federation):
-        def train(self, state: ServerState, number: int) -> Any:
-            found = super().train(state, number)
-            inner = {p.name: p.shape for p in state.part(state.tiers["small"].subnetwork).trained}
-            for name, tensor in state.tensors.items():
-                if name.endswith("output.dense.weight") and name in inner:
-                    tensor[:, inner[name][1] :] = 3 * torch.randn_like(tensor[:, inner[name][1] :])
-            return found
-
-    summary = federate(grid, recipe, out, resume=False, kind=Poisoned)
-    # each its own tier's after the round, and both tiers' in the end
-    assert grid.asked["evaluate"] == 4 + 2 * 4
-    large, small = summary.tiers
-    scores = json.loads((out / "rounds.jsonl").read_text())["scores"]
-    assert large.score == scores[large.served] and small.served == "small"
-    state = ServerState.find(out, recipe)
-    assert state is not None and large.genome == state.tiers[large.served].genome

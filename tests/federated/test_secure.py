@@ -12,13 +12,12 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message
 from flwr.common import bytes_to_ndarray
-from in_process import InProcess
+from in_process import InProcess, run
 
 from hwnas.federated.client import client_app
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.secure import LEVELS, MODULUS
 from hwnas.federated.server import federate
-from hwnas.federated.summary import FederatedSummary
 from hwnas.files import read_tensors
 
 Make = Callable[..., FederatedRecipe]
@@ -31,11 +30,6 @@ SIX: dict[str, Any] = {
     "evaluation": {"every": 1, "clients": False},
 }
 SECURE = {"secure": {"range": RANGE}}
-
-
-def _run(recipe: FederatedRecipe, out: Path, **wrong: Any) -> tuple[FederatedSummary, InProcess]:
-    grid = InProcess(client_app(recipe), recipe.clients.count, **wrong)
-    return federate(grid, recipe, out, resume=False), grid
 
 
 def _weights(out: Path) -> Weights:
@@ -71,8 +65,8 @@ def test_the_sum_is_the_plain_one_to_rounding(
     make_recipe: Make, tmp_path: Path, weigh: str, train: str
 ) -> None:
     settings = SIX | {"aggregation": {"weigh": weigh}, "train": train}
-    plain, _ = _run(make_recipe(**settings), tmp_path / "plain")
-    secure, _ = _run(make_recipe(**settings, **SECURE), tmp_path / "secure")
+    plain, _ = run(make_recipe(**settings), tmp_path / "plain")
+    secure, _ = run(make_recipe(**settings, **SECURE), tmp_path / "secure")
     if train == "all":
         assert _apart(_weights(tmp_path / "plain"), _start(tmp_path / "plain")) > 1e-3
     # a step of rounding, of few who weigh little a few of them
@@ -101,7 +95,7 @@ def test_an_update_that_is_sent_says_nothing_alone(make_recipe: Make, tmp_path: 
             sent.extend(bytes_to_ndarray(one).flatten() for one in arrays)
         return reply
 
-    _run(make_recipe(**SIX, **SECURE), tmp_path / "run", faults={0: look})
+    run(make_recipe(**SIX, **SECURE), tmp_path / "run", faults={0: look})
     numbers = np.concatenate(sent)
     # spread evenly over all numbers of the modulus, as only the masks are
     shares, _ = np.histogram(numbers, bins=16, range=(0, MODULUS))
@@ -120,7 +114,7 @@ def plainly(make_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> dict
     found = {}
     for name, faults in (("all", {}), ("left", {5: _lost})):
         out = tmp_path_factory.mktemp("plain") / "run"
-        _run(recipe, out, faults=faults)
+        run(recipe, out, faults=faults)
         found[name] = _weights(out)
     return found
 
@@ -137,7 +131,7 @@ def test_who_leaves_in_any_stage_is_left_out_and_no_more(
         return Message(Error(code=0, reason="out of memory"), reply_to=request)
 
     recipe = _of_one_tier(make_recipe, clients={"count": 8}, **SECURE)
-    _run(recipe, tmp_path / "secure", faults={5: leave})
+    run(recipe, tmp_path / "secure", faults={5: leave})
     told = [e for e in _events(tmp_path / "secure") if e["event"] == "failed"]
     assert [(e["client"], e["why"]) for e in told] == [("client-0005", "out of memory")]
     wanted = plainly["all" if stage == "unmask" else "left"]
@@ -157,7 +151,7 @@ def test_too_few_for_a_sum_change_nothing(make_recipe: Make, tmp_path: Path) -> 
             return reply
         return Message(Error(code=0, reason="gone"), reply_to=request)
 
-    _run(make_recipe(**SIX, **SECURE), tmp_path / "run", faults={0: leave, 1: leave})
+    run(make_recipe(**SIX, **SECURE), tmp_path / "run", faults={0: leave, 1: leave})
     why = [e["why"] for e in _events(tmp_path / "run") if e["event"] == "too few"]
     assert any("2 left in a secure sum" in one for one in why)
 
@@ -223,7 +217,7 @@ def test_garbled_answers_cost_no_more_than_their_client(
     make_recipe: Make, tmp_path: Path, what: str
 ) -> None:
     recipe = _of_one_tier(make_recipe, **SECURE)
-    summary, _ = _run(recipe, tmp_path / "run", faults={2: _garbled(what)})
+    summary, _ = run(recipe, tmp_path / "run", faults={2: _garbled(what)})
     told = [e["client"] for e in _events(tmp_path / "run") if e["event"] == "failed"]
     assert told == ["client-0002"]
     assert summary.rounds == 1
@@ -247,7 +241,7 @@ def test_an_update_that_is_not_finite_is_kept_back(
         return found
 
     monkeypatch.setattr(local.Trainee, "result", result)
-    _run(_of_one_tier(make_recipe, **SECURE), tmp_path / "run")
+    run(_of_one_tier(make_recipe, **SECURE), tmp_path / "run")
     told = [e["why"] for e in _events(tmp_path / "run") if e["event"] == "failed"]
     assert told == ["the update holds numbers that are not finite"]
 
@@ -263,8 +257,8 @@ def test_with_central_privacy_clients_clip_what_the_server_cannot_see(
         "aggregation": {"weigh": "clients"},
         "labels": ["0", "1", "2"],
     }
-    _run(_of_one_tier(make_recipe, **private), tmp_path / "plain")
-    _run(_of_one_tier(make_recipe, **private, **SECURE), tmp_path / "secure")
+    run(_of_one_tier(make_recipe, **private), tmp_path / "plain")
+    run(_of_one_tier(make_recipe, **private, **SECURE), tmp_path / "secure")
     for name in ("plain", "secure"):
         assert {e["event"] for e in _events(tmp_path / name)} == {"joined"}
     moved = _apart(_weights(tmp_path / "plain"), _start(tmp_path / "plain"))
