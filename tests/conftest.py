@@ -21,6 +21,8 @@ THREADS = 1
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
+# by default its workers starve beside other tests; it is spelled so
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 # where the tiny models stand, which tests of many folders import
 sys.path.insert(0, str(Path(__file__).parent / "anatomy"))

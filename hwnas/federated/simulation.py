@@ -48,6 +48,7 @@ def simulate(
     require_flower()
     # read when Flower and Ray are imported; nothing of a run is reported to anybody
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    os.environ.setdefault("RAY_worker_niceness", "0")  # they are the work; at 15 they starve
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from flwr.simulation import run_simulation
 
