@@ -284,14 +284,11 @@ class Federation:
 
     def within_memory(self, state: ServerState, tier: Tier) -> Tier:
         """The largest tier's subnetwork that a tier's devices have the memory to train."""
-        device, tokens = (
-            self.roster.devices[tier.name],
-            self.recipe.batch_tokens,
-        )
+        device, shape = self.roster.devices[tier.name], state.network.shape
         held = [
             other
             for other in state.tiers.values()
-            if device.holds(other.subnetwork, state.network.shape, tokens)
+            if device.holds(other.subnetwork, shape, self.recipe.batch_tokens)
         ]
         return max((tier, *held), key=lambda other: other.macs)
 
