@@ -63,6 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is not there")
+    if item.get_closest_marker("variant") and os.environ.get("HWNAS_EVERY_VARIANT") != "1":
+        pytest.skip("HWNAS_EVERY_VARIANT=1 runs it")
     if item.get_closest_marker("gpu"):
         import torch
 
@@ -89,6 +91,14 @@ def _processors() -> Iterator[None]:
     after = os.sched_getaffinity(0)
     os.sched_setaffinity(0, before)
     assert after == before, "the test left this process on other processors"
+
+
+@pytest.fixture(autouse=True)
+def _python_path() -> Iterator[None]:
+    """What starts processes leaves none of its modules' places to those that start later."""
+    before = os.environ.get("PYTHONPATH")
+    yield
+    assert os.environ.get("PYTHONPATH") == before, "the test left PYTHONPATH changed"
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,6 @@ from hwnas.latency.target import Target
 from hwnas.models import load
 from hwnas.summary import Summary
 
-# two minutes, for which continuous integration has no time
-VARIANT = pytest.mark.skipif(
-    os.environ.get("HWNAS_EVERY_VARIANT") != "1", reason="HWNAS_EVERY_VARIANT=1 runs it"
-)
 TARGET = "openvino:cpu:threads=1,phase=decode,cache=8"
 SETTINGS: dict[str, Any] = {
     "task": {
@@ -105,7 +100,7 @@ def model(request: Any, words: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow  # half a minute for each family
 @pytest.mark.parametrize(
     "model",
-    ["llama", *(pytest.param(name, marks=VARIANT) for name in ("gpt2", "bloom"))],
+    ["llama", *(pytest.param(name, marks=pytest.mark.variant) for name in ("gpt2", "bloom"))],
     indirect=True,
 )
 def test_every_stage_on_a_tiny_model(

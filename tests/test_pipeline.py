@@ -199,15 +199,7 @@ def test_a_measurement_is_never_made_again(finished: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
-    [
-        "uniform",
-        pytest.param(
-            "layers",
-            marks=pytest.mark.skipif(
-                os.environ.get("HWNAS_EVERY_VARIANT") != "1", reason="HWNAS_EVERY_VARIANT=1 runs it"
-            ),
-        ),
-    ],
+    ["uniform", pytest.param("layers", marks=pytest.mark.variant)],
 )
 def test_rivals_shrink_by_their_rule_with_the_same_compute(
     finished: Path, recipe: Path, tmp_path: Path, strategy: str

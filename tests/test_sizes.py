@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,10 +27,6 @@ from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Summary
 from hwnas.trained import TrainedRun
 
-# two minutes, for which continuous integration has no time
-VARIANT = pytest.mark.skipif(
-    os.environ.get("HWNAS_EVERY_VARIANT") != "1", reason="HWNAS_EVERY_VARIANT=1 runs it"
-)
 NARROW = Subnetwork.of([[4, 384], [12, 1536], [0, 0], [1, 32], [7, 224], [6, 768]])
 
 
@@ -40,7 +35,7 @@ NARROW = Subnetwork.of([[4, 384], [12, 1536], [0, 0], [1, 32], [7, 224], [6, 768
     ("target", "within"),
     [
         ("openvino:cpu:seq=64", 0.005),
-        ("openvino:cpu:seq=64,precision=int8-static", 0.02),
+        pytest.param("openvino:cpu:seq=64,precision=int8-static", 0.02, marks=pytest.mark.variant),
         ("onnxruntime:cpu:seq=64,precision=int8-dynamic", 0.02),
     ],
 )
@@ -142,7 +137,9 @@ def test_a_narrower_residual_stream_is_smaller_throughout() -> None:
 
 
 @pytest.mark.slow  # half a minute: a tiny model through the whole line, and once through a search
-@pytest.mark.parametrize("algorithm", [pytest.param("evolution", marks=VARIANT), "guided"])
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param("evolution", marks=pytest.mark.variant), "guided"]
+)
 def test_what_is_handed_over_is_small_enough(
     algorithm: str, tiny_recipe: Path, tiny_trained: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +60,7 @@ def simulate(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = min(workers or cores or 1, recipe.clients.count)
     ended: list[FederatedSummary | HwnasError] = []
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, _python_path():
         run_simulation(
             server_app=_server_app(recipe, out, resume, kind, ended),
             client_app=client_app(recipe),
@@ -78,6 +80,19 @@ def simulate(
     if isinstance(ended[0], HwnasError):
         raise ended[0]
     return ended[0]
+
+
+@contextmanager
+def _python_path() -> Iterator[None]:
+    """Flower gives its workers our modules by a variable that it leaves to all later processes."""
+    before = os.environ.get("PYTHONPATH")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _server_app(

@@ -167,7 +167,7 @@ def test_a_superlink_restarted_a_stranger_refused_and_a_node_killed(
 def _one_dies(flower: Deployment, folder: Path, tiny_recipe: Path) -> None:
     """A SuperNode killed before it answers costs its answer only."""
     (folder / "second").mkdir()
-    clients = RECIPE["clients"] | {"least": 1, "deadline_s": 90.0}
+    clients = RECIPE["clients"] | {"least": 1, "deadline_s": 60.0}
     recipe, out = (
         _write(folder / "second", tiny_recipe, rounds=1, clients=clients),
         folder / "second" / "run",
@@ -188,7 +188,8 @@ def _check_equal(simulated: Path, out: Path) -> None:
     one, other = (read_model(path / "summary.json", FederatedSummary) for path in (simulated, out))
     for mine, theirs in zip(one.tiers, other.tiers, strict=True):
         assert (mine.genome, mine.score, mine.mean) == (theirs.genome, theirs.score, theirs.mean)
-    assert (one.up_bytes, one.steps) == (other.up_bytes, other.steps)
+    assert one.up_bytes == other.up_bytes
+    assert one.steps == pytest.approx(other.steps)  # a mean, in the order of the answers
     mine, theirs = (
         read_tensors(path / "state" / "trained.safetensors") for path in (simulated, out)
     )

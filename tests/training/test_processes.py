@@ -21,7 +21,14 @@ def _trained(out: Path, kind: str, processes: int, accumulate: int = 1):
 
 
 @pytest.mark.slow  # several Python processes, each of which imports torch and transformers
-@pytest.mark.parametrize("kind", ["dense", "supernet", "adapters", "adapters-supernet"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pytest.param(kind, marks=pytest.mark.variant) for kind in ("dense", "adapters")),
+        "supernet",
+        "adapters-supernet",
+    ],
+)
 def test_two_processes_and_parts_of_a_batch_give_the_weights_of_one(kind, tmp_path):
     alone = _trained(tmp_path / "one", kind, 1)
     pair = _trained(tmp_path / "two", kind, 2)
