@@ -56,6 +56,8 @@ from hwnas.files import validate
 from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
 from hwnas.tasks.predict import predict
+from hwnas.training.autocast import on_processor
+from hwnas.training.compute import Precision
 
 DATA = ROOT.parent / "shared" / "data"
 RUNS = ROOT / "runs" / "federated"
@@ -75,6 +77,7 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 SEEDS = 3
 ROUNDS, STEPS, BATCH, RATE = 40, 10, 16, 1e-4
+PRECISION: Precision = "bf16"  # where the processor has units for it; else all ways train in fp32
 GROW = 0.2  # of the rounds, in which ours learns smaller subnetworks first
 CLIENTS = 12
 PROTOCOL = (
@@ -111,6 +114,7 @@ def recipe_of(task: str, seed: int, way: str, quick: bool) -> FederatedRecipe:
             "steps": STEPS,
             "batch": BATCH,
             "rate": RATE,
+            "precision": PRECISION,
             "nested": 1 if way == "ours" else 0,
             "grow": GROW if way == "ours" else 0.0,
             "reach": 1.0 if way in ("ours", "whole") else 0.0,
@@ -271,7 +275,12 @@ def central(recipe: FederatedRecipe) -> dict[str, Any]:
     steps = round(recipe.rounds * sum(each))
     tokenizer = original_of(text, tuple(task.labels)).tokenizer
     optimization = Optimization(
-        steps=steps, learning_rate=RATE, batch=BATCH, freeze_embeddings=True, checkpoint_every=0
+        steps=steps,
+        learning_rate=RATE,
+        batch=BATCH,
+        freeze_embeddings=True,
+        precision=PRECISION,
+        checkpoint_every=0,
     )
     with tempfile.TemporaryDirectory() as work:
         train(model, tokenizer, rows, optimization, Path(work), kind=task.kind, title="central")
@@ -304,7 +313,11 @@ def alone_in_process(task: str, seed: int, way: str, quick: bool) -> dict[str, A
     begin = time.perf_counter()
     found = row(task, seed, way, quick, runner=in_one_process)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    spent = {"seconds": round(time.perf_counter() - begin, 1), "trained_on": device}
+    spent = {
+        "seconds": round(time.perf_counter() - begin, 1),
+        "trained_on": device,
+        "in": "bf16" if on_processor(PRECISION) else "fp32",
+    }
     return found | spent
 
 

@@ -4,6 +4,7 @@
   batches in turns; processor time, one thread.
 - `sandwich`: a step of the sandwich rule with distillation over the sum of its parts timed alone:
   the teacher's answers, and each subnetwork's forward and backward pass.
+- `half`: a plain step in bf16 over one in fp32; left out where the processor has no units for it.
 - `memory`: the largest resident size of a process that trains so, over that of one that fine-tunes
   the plain model; each in a process of its own, ten steps.
 
@@ -32,6 +33,7 @@ from hwnas.models import load_model
 from hwnas.space import SearchSpace
 from hwnas.tasks.loading import load_task
 from hwnas.tasks.spec import TaskSpec
+from hwnas.training.autocast import has_units, in_half
 from hwnas.training.sampling import Sandwich
 from hwnas.training.trainer import (
     Optimization,
@@ -92,6 +94,28 @@ def full_width(pairs: int) -> dict[str, Any]:
         ]
         if number >= 2:  # memory is taken in the first ones
             ratios.append(took[1] / took[0])
+    return _spread(ratios)
+
+
+def half(pairs: int) -> dict[str, Any]:
+    """A step in bf16 (`training.precision`) over one in fp32."""
+    task, model, tokenizer = task_and_model()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def in_bf16(batch: dict[str, torch.Tensor]) -> None:
+        with in_half():
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    ratios = []
+    for number, batch in enumerate(batches(task, tokenizer, pairs + 2)):
+        exact = seconds(lambda b=batch: step(model, optimizer, b))  # type: ignore[misc]
+        took = seconds(lambda b=batch: in_bf16(b))  # type: ignore[misc]
+        if number >= 2:
+            ratios.append(took / exact)
     return _spread(ratios)
 
 
@@ -213,6 +237,8 @@ def main() -> None:
     results = Results("supernet_step", args.quick, PROTOCOL, args.json)
     results.row({"what": "full_width"}, lambda: full_width(pairs))
     results.row({"what": "sandwich"}, lambda: sandwich(pairs))
+    if has_units():
+        results.row({"what": "half"}, lambda: half(pairs))
     results.row({"what": "memory"}, memory)
     ratios = {row["what"]: round(row["ratio"], 3) for row in results.rows}
     results.finish({f"{what}_ratio": ratio for what, ratio in ratios.items()})

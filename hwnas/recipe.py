@@ -72,7 +72,9 @@ class TrainingSpec(Settings):
     relations_weight: float = Field(0.0, ge=0)  # of how its last block relates tokens, likewise
     sampling: Sampling = "structured"  # of the super-network's subnetworks
     accumulate: int = Field(1, ge=1)  # parts that a batch is computed in, to save memory
-    precision: Precision = "fp32"  # of the computation on a GPU
+    # of the computation; bf16 where the GPU or the processor has units for it, fp16 on a GPU, and
+    # fp32 elsewhere
+    precision: Precision = "fp32"
     checkpointing: bool = False  # blocks' activations are computed again, to save memory
     # the baseline's: the model's own, or none; by default only where rows are seen twice
     dropout: bool | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hwnas.anatomy.dense import new_dense
@@ -124,8 +125,12 @@ class Trainee:
         cls, config: Any, subnetwork: Subnetwork, task: str, arrays: Mapping[str, torch.Tensor]
     ) -> Trainee:
         """All of whose weights are given."""
-        model = new_dense(config, subnetwork, task)
-        model.load_state_dict(dict(arrays), strict=True)
+        # random weights would take longer than some steps of training
+        with init_empty_weights(include_buffers=False):
+            model = new_dense(config, subnetwork, task)
+        own = {name: array.clone() for name, array in arrays.items()}
+        model.load_state_dict(own, strict=True, assign=True)
+        model.tie_weights()
         return cls(SuperNetwork(model))
 
     @classmethod
@@ -180,6 +185,7 @@ def train_locally(
         freeze_embeddings=spec.freeze_embeddings and not trainee.frozen,
         adapters=trainee.adapters.spec if trainee.adapters else None,
         schedule="constant",
+        precision=spec.precision,
         checkpoint_every=0,
         seed=seed,
     )

@@ -20,6 +20,7 @@ from hwnas.latency.target import Budget, Target
 from hwnas.recipe import Settings, read_recipe, shipped_recipes
 from hwnas.tasks.kinds import WRITTEN
 from hwnas.tasks.spec import TaskSpec
+from hwnas.training.compute import Precision
 
 if TYPE_CHECKING:
     from hwnas.federated.methods import Method
@@ -122,6 +123,8 @@ class LocalSpec(Settings):
     calibrate: float = Field(1.0, ge=0)
     freeze_embeddings: bool = True  # of the words: they are never sent then
     threads: int = Field(1, ge=1)
+    # of the computation; bf16 where a client's processor or GPU has units for it, else fp32
+    precision: Precision = "fp32"
 
 
 class AggregationSpec(Settings):

@@ -11,13 +11,14 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from accelerate.utils import convert_to_fp32
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
@@ -41,6 +42,7 @@ from hwnas.tasks.classification import Classification
 from hwnas.tasks.kinds import Kind
 from hwnas.tasks.predict import outputs_of
 from hwnas.tasks.written import Said, padded, say
+from hwnas.training.autocast import in_half, on_processor
 from hwnas.training.compute import Precision
 from hwnas.training.distillation import (
     last_projections,
@@ -82,7 +84,7 @@ class Optimization:
     freeze_embeddings: bool = False  # those of the words
     seed: int = 0
     accumulate: int = 1  # parts that a batch is computed in, to save memory
-    precision: Precision = "fp32"  # of the computation on a GPU; weights and optimizer are fp32
+    precision: Precision = "fp32"  # of the computation; see `autocast`, fp16 is for GPUs
     adapters: AdapterSpec | None = None  # what is trained, beside frozen weights; None: all weights
     checkpointing: bool = False  # blocks' activations are computed again, to save memory
     checkpoint_every: int = 250  # steps between resumable checkpoints; 0: none are written
@@ -157,6 +159,12 @@ class PlannedTrainer(Trainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
+        if on_processor(self.optimization.precision):
+            return in_half()
+        given: AbstractContextManager[Any] = super().compute_loss_context_manager()  # type: ignore[no-untyped-call]
+        return given
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -184,9 +192,9 @@ class PlannedTrainer(Trainer):
     ) -> tuple[Any, torch.Tensor]:
         """The model's outputs for a batch, and the loss by its labels."""
         if writes(inner):
-            said = say(model, inner, inputs)
+            said = convert_to_fp32(say(model, inner, inputs))
             return said, self.kind.hard_loss(said, inputs)
-        outputs = model(**questions(inputs))
+        outputs = convert_to_fp32(model(**questions(inputs)))
         return outputs, self.kind.hard_loss(outputs, inputs)
 
     @cached_property
@@ -275,8 +283,11 @@ def observe(
             outputs: Any = say(model, inner, inputs, states=states)
         else:
             outputs = model(**questions(inputs), output_hidden_states=states)
+        outputs = convert_to_fp32(outputs)
     # the first of the hidden states is the embeddings', before any block
-    return Observed(outputs, outputs.hidden_states[1:] if states else (), projections)
+    return Observed(
+        outputs, outputs.hidden_states[1:] if states else (), convert_to_fp32(projections)
+    )
 
 
 class Keeper(NamedTuple):
@@ -330,12 +341,12 @@ class SandwichTrainer(PlannedTrainer):
         ranks = self._ranks(len(subnetworks))
         parts = len(subnetworks) * self.optimization.accumulate
         total = torch.zeros((), device=self.args.device)
-        with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
+        with self.compute_loss_context_manager():
             answers = self.answers(inputs) if self.teacher is not None else None
         for subnetwork, rank in zip(subnetworks, ranks, strict=True):
             # between steps the whole model is active: checkpoints and the optimizer see that
             with self.supernet.as_subnetwork(subnetwork) as active, self._at_rank(rank):
-                with self.compute_loss_context_manager():  # type: ignore[no-untyped-call]
+                with self.compute_loss_context_manager():
                     if answers is None:
                         outputs, loss = self.taught(active, active, inputs)
                         loss = (loss + self._kept(outputs, inputs)) / parts
@@ -354,7 +365,7 @@ class SandwichTrainer(PlannedTrainer):
         if self.keeper is None:
             return 0.0
         with torch.no_grad():
-            before = outputs_of(self.keeper.model, inputs)
+            before = convert_to_fp32(outputs_of(self.keeper.model, inputs))
         temperature = self.optimization.temperature
         return self.keeper.weight * self.kind.soft_loss(outputs, before, inputs, temperature)
 

@@ -7,14 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from in_process import InProcess, run
 
+from hwnas.anatomy import find_shape
+from hwnas.anatomy.dense import new_dense
 from hwnas.federated.client import client_app
+from hwnas.federated.local import Trainee
+from hwnas.federated.originals import original_of
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server import Federation, federate
 from hwnas.federated.state import ServerState
 from hwnas.federated.tiers import memory_mb
+from hwnas.files import read_tensors
+from hwnas.subnetwork import Subnetwork
+from hwnas.training.autocast import has_units
 
 Make = Callable[..., FederatedRecipe]
 
@@ -70,7 +78,7 @@ def test_who_has_the_memory_trains_more_than_it_is_served(
     assert json.loads(line)["up_bytes"] == own["up_bytes"]
 
 
-def test_a_tier_is_served_the_best_that_it_canrun(make_recipe: Make, tmp_path: Path) -> None:
+def test_a_tier_is_served_the_best_that_it_can_run(make_recipe: Make, tmp_path: Path) -> None:
     """A large model whose outer weights are poisoned is worse than the small one within it."""
     recipe = make_recipe(rounds=1, evaluation={"every": 1})
     out = tmp_path / "run"
@@ -93,3 +101,54 @@ def test_a_tier_is_served_the_best_that_it_canrun(make_recipe: Make, tmp_path: P
     assert large.score == scores[large.served] and small.served == "small"
     state = ServerState.find(out, recipe)
     assert state is not None and large.genome == state.tiers[large.served].genome
+
+
+@pytest.mark.skipif(
+    not has_units() or torch.cuda.is_available(),
+    reason="this processor has no units for bf16, or training is on a GPU",
+)
+def test_clients_may_train_in_bf16(make_recipe: Make, tmp_path: Path) -> None:
+    seen: dict[str, set[torch.dtype]] = {}
+    for precision in ("fp32", "bf16"):
+        kinds = seen[precision] = set()
+        watch = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, _, out, kinds=kinds: (
+                kinds.add(out.dtype)  # type: ignore[misc]
+                if module.training and isinstance(module, torch.nn.Linear)
+                else None
+            )
+        )
+        try:
+            recipe = make_recipe(
+                rounds=1, local={"precision": precision}, evaluation={"clients": False, "every": 1}
+            )
+            run(recipe, tmp_path / precision)
+        finally:
+            watch.remove()
+    assert seen["fp32"] == {torch.float32} and torch.bfloat16 in seen["bf16"]
+    states = [
+        read_tensors(tmp_path / precision / "state" / "trained.safetensors") for precision in seen
+    ]
+    exact, half = states
+    assert all(tensor.dtype == torch.float32 for tensor in half.values())
+    assert max(float((exact[name] - half[name]).abs().max()) for name in exact) < 1e-2
+
+
+def test_what_a_client_trains_is_its_own_copy(make_recipe: Make) -> None:
+    recipe = make_recipe()
+    original = original_of(recipe.model_dump_json(), ("a", "b"))
+    full = Subnetwork.full(find_shape(original.config))
+    task = recipe.task.task_kind.task
+    arrays = original.embeddings | {
+        name: tensor
+        for name, tensor in new_dense(original.config, full, task).state_dict().items()
+        if name not in original.embeddings
+    }
+    before = {name: tensor.clone() for name, tensor in arrays.items()}
+    trainee = Trainee.of_weights(original.config, full, task, arrays)
+    assert all(torch.equal(p, arrays[name]) for name, p in trainee.model.state_dict().items())
+    with torch.no_grad():
+        for parameter in trainee.model.parameters():
+            assert parameter.requires_grad
+            parameter.add_(1.0)
+    assert all(torch.equal(arrays[name], tensor) for name, tensor in before.items())
