@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from hwnas.tasks.kinds import Kind
 
 _KEPT = 64  # clients whose tokenized rows a process keeps
+_LOOK = 32  # held-out rows at most, by which a client tells the loss of what it is sent to train
 RECIPE_KEY = "recipe"  # of Flower's run config, a recipe as JSON
 
 
@@ -229,7 +230,7 @@ class Client:
         if not len(rows):
             raise IdleError(f"no rows of phase {work.phase}")
         private = self.recipe.privacy
-        loss = None if private else self._judge(trainee.model, work.labels)[0]
+        loss = None if private else self._judge(trainee.model, work.labels, _LOOK)[0]
         original = original_of(self.text, tuple(work.labels))
         seconds = train_locally(
             trainee,
@@ -285,12 +286,15 @@ class Client:
             seconds=time.perf_counter() - begin,
         )
 
-    def _judge(self, model: PreTrainedModel, labels: list[str]) -> tuple[float, float]:
-        """Loss and metric on the held-out rows."""
+    def _judge(
+        self, model: PreTrainedModel, labels: list[str], most: int | None = None
+    ) -> tuple[float, float]:
+        """Loss and metric on the held-out rows, or on so many of them."""
         from hwnas.models import on_gpu
         from hwnas.tasks.predict import predict
 
         rows = self.encoded(labels, "held_out")
+        rows = rows.select(range(min(len(rows), most or len(rows))))
         answers = predict(on_gpu(model), rows, batch_size=self.recipe.local.batch)
         return (
             self.kind.loss(answers, rows),

@@ -88,7 +88,7 @@ class Done(_Message):
     """What a client says of its work, beside the weights; only the time where privacy counts."""
 
     rows: int = 1
-    loss: float | None = None  # on its held-out rows, with the weights as they came
+    loss: float | None = None  # on some of its held-out rows, with the weights as they came
     score: float | None = None
     seconds: float
 

@@ -58,7 +58,8 @@ class Round(Record):
 
     Attributes:
         asked, answered: clients whose training was asked for, and counted.
-        loss: of the weights before the round, on the clients' held-out rows, weighed by them.
+        loss: of the weights before the round, on some of the clients' held-out rows, weighed by
+            how many rows they have.
         down_bytes, up_bytes: weights that were sent to clients and back, evaluation apart.
         evaluation_bytes: of weights sent for evaluation.
         steps: whole-model training steps that the clients' computing comes to.
