@@ -47,14 +47,16 @@ from hwnas.federated.local import Trainee, train_locally
 from hwnas.federated.originals import original_of
 from hwnas.federated.population import deal, load_simulated
 from hwnas.federated.recipe import FederatedRecipe
+from hwnas.federated.server import ROUNDS as ROUNDS_FILE
 from hwnas.federated.server import Federation
 from hwnas.federated.simulation import simulate
 from hwnas.federated.state import ServerState
-from hwnas.federated.summary import FederatedSummary
+from hwnas.federated.summary import FederatedSummary, Round
 from hwnas.federated.tiers import dealt_tiers
 from hwnas.files import validate
 from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
+from hwnas.report.records import read_lines
 from hwnas.tasks.predict import predict
 from hwnas.training.autocast import on_processor
 from hwnas.training.compute import Precision
@@ -168,8 +170,7 @@ def row(
     run = RUNS / ("quick" if quick else "full") / f"{task}-{seed}-{way}"
     kind = {"fedrolex": Rolling, "strong": StrongOnly}.get(way, Federation)
     summary = runner(recipe, run, resume=True, kind=kind)
-    shutil.rmtree(run / "state")  # what is in `tiers` is enough
-    return {
+    found = {
         "scores": {tier.name: tier.score for tier in summary.tiers},
         "clients": {tier.name: tier.mean for tier in summary.tiers},
         "lowest": {tier.name: tier.least for tier in summary.tiers},
@@ -179,9 +180,11 @@ def row(
         "trained_bytes": summary.trained_bytes,
         "everything_bytes": summary.everything_bytes,
         "steps": summary.steps,
-        "seconds": summary.seconds,
+        "seconds": round(sum(one.seconds for one in read_lines(run / ROUNDS_FILE, Round)), 1),
         "events": summary.events,
     }
+    shutil.rmtree(run / "state")  # what is in `tiers` is enough
+    return found
 
 
 def start_of(recipe: FederatedRecipe) -> tuple[Any, Any]:
@@ -313,12 +316,10 @@ def alone_in_process(task: str, seed: int, way: str, quick: bool) -> dict[str, A
     begin = time.perf_counter()
     found = row(task, seed, way, quick, runner=in_one_process)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    spent = {
-        "seconds": round(time.perf_counter() - begin, 1),
-        "trained_on": device,
-        "in": "bf16" if on_processor(PRECISION) else "fp32",
-    }
-    return found | spent
+    took = {"seconds": round(time.perf_counter() - begin, 1)}
+    return (
+        took | found | {"trained_on": device, "in": "bf16" if on_processor(PRECISION) else "fp32"}
+    )
 
 
 def beside_one_another(results: Results, keys: Sequence[Key], quick: bool, at_once: int) -> None:
