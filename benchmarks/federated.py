@@ -28,6 +28,7 @@ and without Ray; what they score is the same.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import shutil
 import statistics
@@ -51,12 +52,11 @@ from hwnas.federated.server import ROUNDS as ROUNDS_FILE
 from hwnas.federated.server import Federation
 from hwnas.federated.simulation import simulate
 from hwnas.federated.state import ServerState
-from hwnas.federated.summary import FederatedSummary, Round
+from hwnas.federated.summary import FederatedSummary
 from hwnas.federated.tiers import dealt_tiers
 from hwnas.files import validate
 from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
-from hwnas.report.records import read_lines
 from hwnas.tasks.predict import predict
 from hwnas.training.autocast import on_processor
 from hwnas.training.compute import Precision
@@ -170,6 +170,7 @@ def row(
     run = RUNS / ("quick" if quick else "full") / f"{task}-{seed}-{way}"
     kind = {"fedrolex": Rolling, "strong": StrongOnly}.get(way, Federation)
     summary = runner(recipe, run, resume=True, kind=kind)
+    lines = (run / ROUNDS_FILE).read_text().splitlines()
     found = {
         "scores": {tier.name: tier.score for tier in summary.tiers},
         "clients": {tier.name: tier.mean for tier in summary.tiers},
@@ -180,7 +181,7 @@ def row(
         "trained_bytes": summary.trained_bytes,
         "everything_bytes": summary.everything_bytes,
         "steps": summary.steps,
-        "seconds": round(sum(one.seconds for one in read_lines(run / ROUNDS_FILE, Round)), 1),
+        "seconds": round(sum(json.loads(line)["seconds"] for line in lines), 1),
         "events": summary.events,
     }
     shutil.rmtree(run / "state")  # what is in `tiers` is enough
