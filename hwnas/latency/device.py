@@ -28,6 +28,7 @@ FLAGS = (
     "i8mm",
     "sve",
 )
+BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # those of them that multiply in bf16
 _ROOT = Path("/")
 
 

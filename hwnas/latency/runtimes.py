@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.errors import UserError
-from hwnas.latency.device import cpu_flags
+from hwnas.latency.device import BF16, cpu_flags
 from hwnas.latency.measure import Inference
 from hwnas.latency.target import Target
 from hwnas.telemetry import no_telemetry
@@ -44,7 +44,7 @@ def require(target: Target) -> None:
             )
     elif target.precision == "bf16":
         flags = cpu_flags()
-        if not {"avx512_bf16", "amx_bf16"} & set(flags):
+        if BF16.isdisjoint(flags):
             raise UserError(
                 f"target {target}: this processor has no bf16 instructions "
                 f"(it has {', '.join(flags) or 'no vector ones that are known'}); choose fp32"

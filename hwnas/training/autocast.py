@@ -12,18 +12,16 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from hwnas.latency.device import cpu_flags
+from hwnas.latency.device import BF16, cpu_flags
 
 if TYPE_CHECKING:
     from hwnas.training.compute import Precision
-
-UNITS = ("amx_bf16", "avx512_bf16")
 
 
 @cache
 def has_units() -> bool:
     """Whether this processor multiplies matrices in bf16 itself."""
-    return bool(set(UNITS) & set(cpu_flags()))
+    return not BF16.isdisjoint(cpu_flags())
 
 
 def on_processor(precision: Precision) -> bool:
