@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,16 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - begin
 
 
-def step(model: Any, optimizer: Any, batch: dict[str, torch.Tensor]) -> None:
+def step(
+    model: Any,
+    optimizer: Any,
+    batch: dict[str, torch.Tensor],
+    forward: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
     """One step of plain fine-tuning."""
-    model(**batch).loss.backward()
+    with forward():
+        loss = model(**batch).loss
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -102,18 +110,10 @@ def half(pairs: int) -> dict[str, Any]:
     task, model, tokenizer = task_and_model()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-
-    def in_bf16(batch: dict[str, torch.Tensor]) -> None:
-        with in_half():
-            loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
     ratios = []
     for number, batch in enumerate(batches(task, tokenizer, pairs + 2)):
         exact = seconds(lambda b=batch: step(model, optimizer, b))  # type: ignore[misc]
-        took = seconds(lambda b=batch: in_bf16(b))  # type: ignore[misc]
+        took = seconds(lambda b=batch: step(model, optimizer, b, in_half))  # type: ignore[misc]
         if number >= 2:
             ratios.append(took / exact)
     return _spread(ratios)
