@@ -68,7 +68,8 @@ _BATCH = 8
 PROTOCOL = (
     "demo:smollm2 by adapters on ARC-easy, OpenBookQA and BoolQ; decode with a cache of 128, one "
     "thread; choices by likelihood (by byte but for BoolQ), 1,050 questions; paired latency of the "
-    "exported files; rivals train for all the compute that ours spends after the baseline"
+    "exported files; all train in bf16, rivals for all the compute that ours spends after the "
+    "baseline"
 )
 COMPUTE = {
     "batch": 16,
@@ -153,6 +154,7 @@ def recipe_of(seed: int, quick: bool) -> Recipe:
         "compute": COMPUTE | (QUICK if quick else {}),
         "measure": {"validate_table": 0 if quick else 8, "table_minutes": 0.5 if quick else None},
         "importance": {"rows": 8, "loss_rows": 2} if quick else {},
+        "training": {"precision": "bf16"},
     }
     return validate(Recipe, value, where="quality_llm")
 

@@ -1,13 +1,14 @@
-"""Rows of `quality_llm.py` trained on a GPU, where it is hours less; timed here all the same.
+"""Rows of `quality_llm.py` trained apart from all timing: on a GPU, or beside other work.
 
-As `quality_on_gpu.py` does for encoders: the same recipe, stages and compute; structures chosen by
-the latency table of the processor that they are for, times what a few structures were measured to
-take beyond it there, and timed there afterwards; they are not searched again where they miss. All
-that is scored is the dense model, in torch; matrices are multiplied in TF32 while training.
+As `quality_on_gpu.py` does for encoders, with a GPU or without: the same recipe, stages and
+compute; structures chosen by the latency table of the processor that they are for, times what a few
+structures were measured to take beyond it there, and timed there afterwards; they are not searched
+again where they miss. All that is scored is the dense model, in torch. A row says what it was
+trained on.
 
     results=benchmarks/results/quality_llm_on_gpu.json
     python benchmarks/quality_llm_on_gpu.py tables                    # here, nothing beside it
-    python benchmarks/quality_llm_on_gpu.py train OUT.jsonl 0 1 2      # seeds, where the GPU is
+    python benchmarks/quality_llm_on_gpu.py train OUT.jsonl 0 1 2     # seeds, wherever
     python benchmarks/quality_llm_on_gpu.py time OUT.jsonl --json $results   # here again
 """
 
@@ -50,8 +51,8 @@ MARGIN = 0.01  # below the budget, for what cannot be timed before it is trained
 RIVALS = ("uniform", "shortgpt", "one-shot")
 WORKERS = 14
 HERE = (
-    "demo:smollm2 by adapters on ARC-easy, OpenBookQA and BoolQ, trained on a GPU by the protocol "
-    "of quality_llm, scored in torch; structures chosen by a table of the CPU that is named here, "
+    "demo:smollm2 by adapters on ARC-easy, OpenBookQA and BoolQ, trained apart by the protocol of "
+    "quality_llm, scored in torch; structures chosen by a table of the CPU that is named here, "
     "paired decode latency of each (cache of 128, one thread) measured on it afterwards; rivals "
     "train for all the compute that ours spends after the baseline"
 )
@@ -159,6 +160,7 @@ def tables() -> None:
         target=Target.parse(recipe.target),
         reference_ms=table.reference_ms,
         pairs=recipe.measure.pairs,
+        repeats=recipe.measure.repeats,
         directory=RunDirectory(folder),
     )
     predictor = table.predictor()

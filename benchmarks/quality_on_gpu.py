@@ -315,6 +315,7 @@ def _timed(row: dict[str, Any], kind: type[Job]) -> dict[str, Any]:
         target=Target.parse(recipe.target),
         reference_ms=1.0,
         pairs=recipe.measure.pairs,
+        repeats=recipe.measure.repeats,
         directory=RunDirectory(_made(RUNS / "timed" / row["task"])),
     )
     for text, found in row["budgets"].items():

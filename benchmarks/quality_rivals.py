@@ -228,6 +228,7 @@ def choose(inputs: Inputs, kind: Kind, time: Callable[[Subnetwork], float] | Non
         target=inputs.target,
         reference_ms=table.reference_ms,
         pairs=recipe.measure.pairs,
+        repeats=recipe.measure.repeats,
         directory=inputs.directory,
     )
 

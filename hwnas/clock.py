@@ -26,6 +26,7 @@ class StructureClock:
     target: Target
     reference_ms: float  # the full model's latency, by the table
     pairs: int
+    repeats: int  # at most, see `settled`
     directory: RunDirectory  # where measurements are kept
     kept_as: str = "structure"
 
@@ -41,7 +42,7 @@ class StructureClock:
         """Measured ms: the ratio to the full model times the table's reference."""
 
         def ratio() -> dict[str, float]:
-            paired = settled(lambda: self._stopwatch.once(subnetwork, self.pairs))
+            paired = settled(lambda: self._stopwatch.once(subnetwork, self.pairs), self.repeats)
             return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
         measured = self.directory.measured(f"{self.kept_as} {subnetwork}", ratio)

@@ -98,6 +98,7 @@ class Contest:
             target=self.deployment.target if self.deployment else inputs.target,
             reference_ms=self.table.reference_ms * self.scale,
             pairs=inputs.recipe.measure.pairs,
+            repeats=inputs.recipe.measure.repeats,
             directory=inputs.directory,
             kept_as=f"{self.deployment_name} structure".strip(),
         )

@@ -255,7 +255,7 @@ def _time(inputs: Inputs, budget: str, folder: Path, target: Target) -> dict[str
         )
 
     def measure() -> dict[str, float]:
-        paired = settled(once)
+        paired = settled(once, inputs.recipe.measure.repeats)
         return {
             "ratio": paired.ratio,
             "spread": paired.ratio_spread,
@@ -285,8 +285,11 @@ def _limits(inputs: Inputs, budget: str, folder: Path, target: Target) -> list[K
         )
 
         def measure() -> dict[str, float]:
-            pairs = inputs.recipe.measure.pairs
-            paired = settled(lambda: measure_against(mine, theirs, at, pairs=pairs))
+            measuring = inputs.recipe.measure
+            paired = settled(
+                lambda: measure_against(mine, theirs, at, pairs=measuring.pairs),
+                measuring.repeats,
+            )
             return {"ratio": paired.ratio, "reference_ms": paired.reference_ms}
 
         measured = inputs.directory.measured(f"first token {budget}", measure)

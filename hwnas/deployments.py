@@ -171,8 +171,10 @@ def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[An
 
             def ratio(target: Target = target) -> dict[str, float]:
                 mine, theirs = (baseline / served_folder(t) for t in (target, inputs.target))
-                pairs = inputs.recipe.measure.pairs
-                paired = settled(lambda: measure_against(mine, theirs, target, pairs=pairs))
+                spec = inputs.recipe.measure
+                paired = settled(
+                    lambda: measure_against(mine, theirs, target, pairs=spec.pairs), spec.repeats
+                )
                 return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
             measured = inputs.directory.measured(f"baseline at {name_of(target)}", ratio)

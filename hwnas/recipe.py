@@ -97,6 +97,8 @@ class MeasureSpec(Settings):
     # of measuring a table, at most; by default as long as there is something to be gained
     table_minutes: float | None = Field(None, ge=0)
     pairs: int = Field(30, ge=5)  # paired samples of a verification
+    # measurements of a structure or file at most, until their mean is sure to a hundredth
+    repeats: int = Field(6, ge=1)
     tolerance: float = Field(0.02, ge=0, lt=1)  # of the budget, for noise
     margin: float = Field(0.02, ge=0, lt=1)  # of the budget, that the search stays below it
     # that a structure meets the budget before it is timed; by default as likely as not

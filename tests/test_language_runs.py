@@ -51,6 +51,7 @@ SETTINGS: dict[str, Any] = {
         "validate_table": 0,
         "table_minutes": 0.05,
         "pairs": 6,
+        "repeats": 1,
         "tolerance": 0.9,
         "margin": 0.0,
         "parity_rows": 4,

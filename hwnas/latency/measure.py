@@ -47,7 +47,7 @@ _FEWEST = 3  # pairs that are timed however long they take
 _P95_PAIRS = 4  # times as many pairs for a percentile as for a median
 _ALONE = 0.85  # of the most processor time a second, that threads get where nothing else runs
 _MOMENT = 0.1  # seconds that are waited before looking again
-_MEASURED = (2, 6)  # times that what counts is measured, at least and at most
+_LEAST, _MOST = 2, 6  # times that what counts is measured
 _SURE = 0.01  # standard error of the mean of these, as a share, that is good enough
 
 
@@ -285,15 +285,15 @@ def prepare(inference: Inference) -> None:
         ready()
 
 
-def settled(measure: Callable[[], Paired]) -> Paired:
-    """Measure again until the mean ratio is sure to a hundredth, six times at most.
+def settled(measure: Callable[[], Paired], at_most: int = _MOST) -> Paired:
+    """Measure again until the mean ratio is sure to a hundredth, so many times at most.
 
     On a shared machine large networks' times wander within seconds, by 4 % where a neighbour was
     busy. A budget is not to be met or missed by that.
     """
     found = [measure()]
-    while len(found) < _MEASURED[0] or (
-        len(found) < _MEASURED[1] and _standard_error([p.ratio for p in found]) > _SURE
+    while len(found) < at_most and (
+        len(found) < _LEAST or _standard_error([p.ratio for p in found]) > _SURE
     ):
         found.append(measure())
     middle = sorted(found, key=lambda paired: paired.ratio)[len(found) // 2]

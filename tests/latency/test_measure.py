@@ -228,3 +228,12 @@ def test_what_counts_is_measured_until_it_is_sure(ratios: list[float], counts: f
 
     assert settled(measure).ratio == pytest.approx(counts)
     assert next(left, None) is None
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_no_more_often_than_is_wanted(most: int) -> None:
+    ratios = [0.54, 0.45, 0.5, 0.6]
+    left = iter(ratios)
+    found = settled(lambda: Paired(next(left), 0.01, 10, 9, 11, 20, 5), at_most=most)
+    assert found.ratio == pytest.approx(sum(ratios[:most]) / most)
+    assert next(left) == ratios[most]
