@@ -188,11 +188,19 @@ def verify(
 
 
 def measure_against(
-    folder: Path, reference: Path, target: Target, *, pairs: int | None = None
+    folder: Path,
+    reference: Path,
+    target: Target,
+    *,
+    reference_threads: int | None = None,
+    pairs: int | None = None,
 ) -> Paired:
     """Time two exported folders in turns at the target's shape; ratios are `folder` / `reference`.
 
     Each is served by the runtime of its own format, and loaded several times (`measure.Turns`).
+
+    Args:
+        reference_threads: that serve the reference; by default as many as the target has.
 
     Raises:
         UserError: a folder is missing or holds no exported model.
@@ -200,12 +208,13 @@ def measure_against(
     from hwnas.latency.measure import PAIRS, Turns, as_stated, time_at_lengths
     from hwnas.latency.runtimes import load_for_timing
 
-    def at_each_length(timed: Path) -> list[Turns]:
-        served = _served_by_own_runtime(timed, target)
+    def at_each_length(timed: Path, threads: int) -> list[Turns]:
+        served = replace(_served_by_own_runtime(timed, target), threads=threads)
         loaded = [load_for_timing(timed, served) for _ in range(_COMPILATIONS)]
         return [Turns(at_one) for at_one in zip(*loaded, strict=True)]
 
-    mine, others = at_each_length(folder), at_each_length(reference)
+    mine = at_each_length(folder, target.threads)
+    others = at_each_length(reference, reference_threads or target.threads)
     return as_stated(time_at_lengths(mine, others, target, pairs or PAIRS), target)
 
 

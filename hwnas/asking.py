@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +67,7 @@ def ask(run: Path, prompt: str, *, most: int = 64, chat: bool = False) -> Replie
         del model
         folders = {"baseline": (run / "baseline", target)}
         for chosen in summary.chosen:
-            own = replace(target, runtime=chosen.runtime, precision=chosen.precision)
-            folders[chosen.budget] = (run / chosen.path, own)
+            folders[chosen.budget] = (run / chosen.path, chosen.served_at(target))
         for name, (folder, at) in folders.items():
             loaded = load_exported(folder / served_folder(at), at.threads)
             reader = load_tokenizer(folder / "model")

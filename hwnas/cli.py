@@ -58,7 +58,8 @@ Deployments = Annotated[
     typer.Option(
         "--deployment",
         help="Runtime and precision that competes with the target's own, e.g. "
-        "openvino:int8-static, or auto: all that run here. Repeatable.",
+        "openvino:int8-static, or openvino:fp32:threads=4 with threads of its own; or auto: all "
+        "that run here. Repeatable.",
     ),
 ]
 MaxSize = Annotated[

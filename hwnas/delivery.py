@@ -156,7 +156,7 @@ def _write(path: Path, summary: Summary) -> None:
 
     own = Target.parse(summary.target)
     for chosen in summary.chosen:
-        target = replace(own, runtime=chosen.runtime, precision=chosen.precision)
+        target = chosen.served_at(own)
         write_serve(path / chosen.path, target)
         for form in {*FORMATS, served_folder(target)}:
             write_text(path / chosen.path / form / "README.md", card(summary, chosen))
@@ -251,6 +251,7 @@ def _time(inputs: Inputs, budget: str, folder: Path, target: Target) -> dict[str
             folder / served_folder(target),
             inputs.path / "baseline" / served_folder(inputs.target),
             target,
+            reference_threads=inputs.target.threads,
             pairs=inputs.recipe.measure.pairs,
         )
 
@@ -287,7 +288,13 @@ def _limits(inputs: Inputs, budget: str, folder: Path, target: Target) -> list[K
         def measure() -> dict[str, float]:
             measuring = inputs.recipe.measure
             paired = settled(
-                lambda: measure_against(mine, theirs, at, pairs=measuring.pairs),
+                lambda: measure_against(
+                    mine,
+                    theirs,
+                    at,
+                    reference_threads=inputs.target.threads,
+                    pairs=measuring.pairs,
+                ),
                 measuring.repeats,
             )
             return {"ratio": paired.ratio, "reference_ms": paired.reference_ms}
@@ -405,6 +412,7 @@ def _chosen(
         ratio=timing["ratio"],
         runtime=served.target.runtime,
         precision=served.target.precision,
+        threads=served.target.threads,
         size_mb=served.size_mb,
         max_size_mb=most_mb,
         limits=limits,

@@ -1,4 +1,4 @@
-"""Runtimes and precisions that compete with the target's own for the same budget.
+"""Runtimes, precisions and threads that compete with the target's own for the same budget.
 
 Int8 is not always faster, and where it is, a wider int8 network may be better than a thinner fp32
 one of the same latency (DESIGN, decision 6). So a search may look at several deployments at once:
@@ -8,7 +8,7 @@ whatever they are served by.
 What a deployment costs in quality, and what it saves for the unshrunk model, is measured before the
 search on the baseline's own files, in pairs with the target's. Assumption: a subnetwork loses by a
 precision about what the baseline does; how its own file answers is measured in the end. Device,
-threads, batch and lengths are the target's.
+batch and lengths are the target's, and so are threads where a deployment does not state its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 from hwnas.errors import UserError
 from hwnas.files import read_model, write_json
+from hwnas.latency.device import processors
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import PHASES, PRECISIONS, Target
 from hwnas.stages import profiled
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 FILE = "deployments.json"
+_THREADS = ":threads="
 TABLES = "tables"  # folder of the deployments' latency tables
 
 
@@ -57,18 +59,16 @@ class Deployment:
     """A deployment as a search sees it.
 
     Attributes:
+        name: how it is called, also in file names; see `name_of`.
         table: its own, of its own baseline.
         reference_ms: of the baseline at the run's target, by that target's table.
     """
 
+    name: str
     target: Target
     table: LatencyTable
     anchor: Anchor
     reference_ms: float
-
-    @property
-    def name(self) -> str:
-        return name_of(self.target)
 
     @property
     def scale(self) -> float:
@@ -76,13 +76,20 @@ class Deployment:
         return self.anchor.ratio * self.reference_ms / self.table.reference_ms
 
 
-def name_of(target: Target) -> str:
-    """How a deployment is called, also in file names: runtime and precision."""
-    return f"{target.runtime}-{target.precision}"
+def name_of(target: Target, own: Target) -> str:
+    """How a deployment is called: runtime, precision, and threads if the run's target has others.
+
+    Args:
+        own: the run's target.
+    """
+    name = f"{target.runtime}-{target.precision}"
+    return name if target.threads == own.threads else f"{name}-{target.threads}threads"
 
 
 def targets_of(recipe: Recipe) -> list[Target]:
     """The deployments that a recipe names beside its target; `auto`: all that run here.
+
+    Written `runtime:precision`, with `:threads=N` where they are not the target's.
 
     Raises:
         UserError: one is unknown, or cannot be served here.
@@ -96,14 +103,8 @@ def targets_of(recipe: Recipe) -> list[Target]:
         if text == AUTO:
             found += combinations(own)
             continue
-        runtime, _, precision = text.partition(":")
-        if precision not in PRECISIONS.get(runtime, ()):
-            known = [f"{r}:{p}" for r, all_ in PRECISIONS.items() for p in all_ if r != "torch"]
-            raise UserError(
-                f"deployments.{i}: {text!r} is unknown; known: auto, {', '.join(known)}"
-            )
-        one = replace(own, runtime=runtime, precision=precision)
         try:
+            one = _parse(text, own)
             one.check_exportable(PHASES)
             require(one)
         except UserError as error:
@@ -112,10 +113,34 @@ def targets_of(recipe: Recipe) -> list[Target]:
     return [target for target in dict.fromkeys(found) if target != own]
 
 
+def _parse(text: str, own: Target) -> Target:
+    """A deployment as a recipe has it.
+
+    Raises:
+        UserError: it is unknown, or has more threads than there are processors for it.
+    """
+    served, _, threads = text.partition(_THREADS)
+    runtime, _, precision = served.partition(":")
+    if precision not in PRECISIONS.get(runtime, ()):
+        known = [f"{r}:{p}" for r, all_ in PRECISIONS.items() for p in all_ if r != "torch"]
+        raise UserError(
+            f"{text!r} is unknown; known: auto, {', '.join(known)}, each also with {_THREADS}N"
+        )
+    one = replace(own, runtime=runtime, precision=precision)
+    if _THREADS not in text:
+        return one
+    most = processors()
+    if not threads.isdecimal() or not 1 <= int(threads) <= most:
+        raise UserError(f"{text!r}: {threads or 'no'} threads; 1 to {most} can be measured here")
+    return replace(one, threads=int(threads))
+
+
 def tables_of(inputs: Inputs) -> dict[Target, LatencyTable]:
     """`tables/`: latency tables of all deployments but the target's own, measured if missing."""
     return {
-        target: profiled(inputs, target, inputs.path / TABLES / f"{name_of(target)}.json")
+        target: profiled(
+            inputs, target, inputs.path / TABLES / f"{name_of(target, inputs.target)}.json"
+        )
         for target in targets_of(inputs.recipe)
     }
 
@@ -135,7 +160,9 @@ def deployments_of(inputs: Inputs, judge: Judge) -> tuple[Deployment, ...]:
     anchors = {anchor.target: anchor for anchor in read_model(path, Anchors).anchors}
     reference_ms = LatencyTable.load(inputs.path / "table.json").reference_ms
     return tuple(
-        Deployment(target, table, anchors[str(target)], reference_ms)
+        Deployment(
+            name_of(target, inputs.target), target, table, anchors[str(target)], reference_ms
+        )
         for target, table in tables.items()
     )
 
@@ -173,11 +200,19 @@ def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[An
                 mine, theirs = (baseline / served_folder(t) for t in (target, inputs.target))
                 spec = inputs.recipe.measure
                 paired = settled(
-                    lambda: measure_against(mine, theirs, target, pairs=spec.pairs), spec.repeats
+                    lambda: measure_against(
+                        mine,
+                        theirs,
+                        target,
+                        reference_threads=inputs.target.threads,
+                        pairs=spec.pairs,
+                    ),
+                    spec.repeats,
                 )
                 return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
-            measured = inputs.directory.measured(f"baseline at {name_of(target)}", ratio)
+            name = name_of(target, inputs.target)
+            measured = inputs.directory.measured(f"baseline at {name}", ratio)
             signal, loss = np.array(answers(target)) - own
             found.append(
                 Anchor(

@@ -268,8 +268,8 @@ def first_token_target(inputs: Inputs, target: Target) -> Target:
 
 def first_token_table(inputs: Inputs, target: Target) -> LatencyTable:
     """The latency table of prompts, measured if it is not there."""
+    from hwnas.deployments import name_of
     from hwnas.stages import profiled
 
-    name = f"first-token-{target.runtime}-{target.precision}.json"
-    path = inputs.path / "tables" / name
+    path = inputs.path / "tables" / f"first-token-{name_of(target, inputs.target)}.json"
     return profiled(inputs, first_token_target(inputs, target), path)

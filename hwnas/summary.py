@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import BaseModel, ConfigDict
+
+from hwnas.latency.target import Target
 
 FRONT = "front"  # stands for the budget of a candidate where all budgets shared a search
 
@@ -93,6 +97,7 @@ class Chosen(Record):
     ratio: float  # measured in pairs against the baseline
     runtime: str
     precision: str
+    threads: int | None = None  # that serve it; the target's in runs that do not say
     size_mb: float
     max_size_mb: float | None = None  # that it may have
     limits: list[KeptLimit] = []
@@ -102,6 +107,15 @@ class Chosen(Record):
     parity: dict[str, float]  # format -> largest difference of its logits from torch's
     rounds: int
     path: str
+
+    def served_at(self, own: Target) -> Target:
+        """Where it is served.
+
+        Args:
+            own: the run's target.
+        """
+        threads = self.threads or own.threads
+        return replace(own, runtime=self.runtime, precision=self.precision, threads=threads)
 
 
 class BesideScore(Record):

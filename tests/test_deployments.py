@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hwnas import deployments
 from hwnas.deployments import Anchors, name_of, targets_of
 from hwnas.errors import UserError
 from hwnas.export import load_exported, served_folder
@@ -15,11 +17,15 @@ from hwnas.latency.target import Target
 from hwnas.pipeline import run
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.report.records import read_lines
+from hwnas.report.text import served_at
 from hwnas.selection import Selection, TimedStructure, best_of
 from hwnas.summary import Candidate, Summary
 
 TARGET = "openvino:cpu:threads=1,batch=1,seq=32"
-DEPLOYMENTS = ["openvino:int8-static", "onnxruntime:fp32"]
+MORE = ["openvino:fp32:threads=2"] if deployments.processors() > 1 else []
+DEPLOYMENTS = ["openvino:int8-static", "onnxruntime:fp32", *MORE]
+NAMES = ["openvino-int8-static", "onnxruntime-fp32", *(["openvino-fp32-2threads"] if MORE else [])]
+OWN = Target.parse(TARGET)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +71,36 @@ def test_all_that_run_here_are_meant_by_auto() -> None:
     recipe = Recipe(target=TARGET, deployments=("auto", "openvino:int8-static"))
     found = targets_of(recipe)
     assert len(set(found)) == len(found) and Target.parse(TARGET) not in found
-    assert {name_of(t) for t in found} >= {"onnxruntime-fp32", "openvino-int8-static"}
+    assert {name_of(t, OWN) for t in found} >= {"onnxruntime-fp32", "openvino-int8-static"}
     assert all((t.threads, t.batch, t.seq) == (1, 1, 32) for t in found)
     assert targets_of(Recipe(target=TARGET)) == []
+
+
+def test_threads_may_be_others_than_the_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployments, "processors", lambda: 4)
+    texts = ("openvino:fp32:threads=4", "openvino:int8-static:threads=1", "onnxruntime:fp32")
+    found = targets_of(Recipe(target=TARGET, deployments=texts))
+    assert [t.threads for t in found] == [4, 1, 1]
+    names = ["openvino-fp32-4threads", "openvino-int8-static", "onnxruntime-fp32"]
+    assert [name_of(t, OWN) for t in found] == names
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("openvino:fp32:threads=5", "'openvino:fp32:threads=5': 5 threads; 1 to 4"),
+        ("openvino:fp32:threads=0", "0 threads; 1 to 4"),
+        ("openvino:fp32:threads=", "no threads; 1 to 4"),
+        ("openvino:fp32:threads=two", "two threads; 1 to 4"),
+        ("openvino:fp32:batch=2", "is unknown"),
+    ],
+)
+def test_threads_that_cannot_be_measured_are_refused(
+    text: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployments, "processors", lambda: 4)
+    with pytest.raises(UserError, match=re.escape("deployments.0: ") + ".*" + re.escape(said)):
+        targets_of(Recipe(target=TARGET, deployments=(text,)))
 
 
 @pytest.mark.parametrize("text", ["openvino:int9", "toaster:fp32", "int8-static", "torch:fp64"])
@@ -86,24 +119,20 @@ def test_a_rule_chooses_among_no_deployments(tmp_path: Path) -> None:
 def test_the_baseline_is_measured_at_each_deployment(finished: tuple[Path, Summary]) -> None:
     out, _ = finished
     anchors = read_model(out / "deployments.json", Anchors).anchors
-    assert [name_of(Target.parse(a.target)) for a in anchors] == [
-        "openvino-int8-static",
-        "onnxruntime-fp32",
-    ]
-    int8, exact = anchors
-    assert exact.signal == pytest.approx(0, abs=1e-6) and exact.loss == pytest.approx(0, abs=1e-6)
+    assert [name_of(Target.parse(a.target), OWN) for a in anchors] == NAMES
+    int8, *exact = anchors
+    for one in exact:
+        assert one.signal == pytest.approx(0, abs=1e-6)
+        assert one.loss == pytest.approx(0, abs=1e-6)
     assert int8.signal != 0
     assert all(0.05 < a.ratio < 20 for a in anchors)
-    assert sorted(p.stem for p in (out / "tables").iterdir()) == [
-        "onnxruntime-fp32",
-        "openvino-int8-static",
-    ]
+    assert {p.stem for p in (out / "tables").iterdir()} == set(NAMES)
 
 
 def test_candidates_of_all_deployments_are_on_one_clock(finished: tuple[Path, Summary]) -> None:
     out, _ = finished
     lines = read_lines(out / "candidates.jsonl", Candidate)
-    assert {c.deployment for c in lines} == {"", "openvino-int8-static", "onnxruntime-fp32"}
+    assert {c.deployment for c in lines} == {"", *NAMES}
     selection = read_model(out / "selection" / "80pct.json", Selection)
     reference = read_json(out / "table.json")["reference_ms"]
     assert all(s.measured_ms <= 0.8 * reference * 1.25 for s in selection.structures)
@@ -116,11 +145,15 @@ def test_candidates_of_all_deployments_are_on_one_clock(finished: tuple[Path, Su
 def test_the_winner_is_served_by_its_deployment(finished: tuple[Path, Summary]) -> None:
     out, summary = finished
     (chosen,) = summary.chosen
-    target = Target.parse(f"{chosen.runtime}:cpu:precision={chosen.precision}")
+    target = chosen.served_at(OWN)
     load_exported(out / chosen.path / served_folder(target))
     assert summary.target == str(Target.parse(TARGET))
     script = (out / chosen.path / "serve.py").read_text()
     assert served_folder(target) in script
+    hint = {"openvino": "INFERENCE_NUM_THREADS", "onnxruntime": "intra_op_num_threads"}
+    assert re.search(rf"{hint[target.runtime]}\W+{target.threads}\b", script)
+    card = (out / chosen.path / served_folder(target) / "README.md").read_text()
+    assert f"Measured with {served_at(target)}" in card
     page = (out / "report.html").read_text()
     assert "Ways to serve that competed" in page and "openvino int8-static" in page
     finalists = [Path(p).name for p in (out / "finalists").iterdir()]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hwnas.errors import HwnasError, UserError
 from hwnas.federated.recipe import FederatedRecipe
+from hwnas.latency.device import processors
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -57,8 +58,7 @@ def simulate(
     from hwnas.federated.client import client_app
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processes = min(workers or cores or 1, recipe.clients.count)
+    processes = min(workers or processors(), recipe.clients.count)
     ended: list[FederatedSummary | HwnasError] = []
     with tempfile.TemporaryDirectory(prefix="ray-") as folder, _python_path():
         run_simulation(

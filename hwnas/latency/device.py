@@ -67,6 +67,13 @@ def cpu_flags(root: Path = _ROOT) -> tuple[str, ...]:
     return tuple(flag for flag in FLAGS if flag in present)
 
 
+def processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def governor(root: Path = _ROOT) -> str | None:
     """Who sets the clock of the first processor."""
     return read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.errors import UserError
-from hwnas.latency.device import BF16, cpu_flags
+from hwnas.latency.device import BF16, cpu_flags, processors
 from hwnas.latency.measure import Inference
 from hwnas.latency.target import Target
 from hwnas.telemetry import no_telemetry
@@ -59,13 +59,12 @@ def require(target: Target) -> None:
 
 def _on_some_processors() -> bool:
     """Whether this process may use some of the machine's processors only."""
-    return hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
+    return processors() < (os.cpu_count() or 1)
 
 
 def _one_thread(target: Target) -> bool:
     """Whether OpenVINO would compute with a single thread: it takes no more than it has cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(target.threads, cores or 1) == 1
+    return min(target.threads, processors()) == 1
 
 
 @cache

@@ -32,6 +32,7 @@ def card(summary: Summary, chosen: Chosen) -> str:
     from hwnas.export import served_folder
 
     generated = summary.pipeline == "text-generation"
+    target = chosen.served_at(Target.parse(summary.target))
     environment = Environment(
         loader=PackageLoader("hwnas.report", ""),
         autoescape=False,  # Markdown; names stand in code spans
@@ -49,7 +50,8 @@ def card(summary: Summary, chosen: Chosen) -> str:
         header=yaml.safe_dump(_header(summary, chosen), sort_keys=False, allow_unicode=True),
         summary=summary,
         chosen=chosen,
-        served=served_folder(Target.parse(summary.target)),
+        served=served_folder(target),
+        served_at=text.served_at(target),
         metric=text.metric_name(summary.metric),
         score=lambda value: text.metric_value(summary.metric, value),
         structure=text.structure(chosen.genome),

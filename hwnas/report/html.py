@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.files import write_text
+from hwnas.latency.target import Target
 from hwnas.report import plots, text
 from hwnas.report.pages import environment
 from hwnas.report.records import RunRecords, read_run
@@ -52,7 +53,7 @@ def render_page(records: RunRecords, rivals: Sequence[Summary] = ()) -> str:
         "count": text.count,
         "duration": text.duration,
         "structure": text.structure,
-        "served_at": text.served_at,
+        "served_at": lambda target: text.served_at(Target.parse(target)),
         "unbroken": lambda words: words.replace(" %", "\N{NO-BREAK SPACE}%"),
     }
     summary = records.summary

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hwnas.latency.target import Target
 from hwnas.report import text
 
 if TYPE_CHECKING:
@@ -67,10 +68,11 @@ def render(summary: Summary) -> RenderableType:
             text.count(c.params),
             _verdict(c),
         )
+    own = Target.parse(summary.target)
     details = [
         Text(
             f"{c.budget}: {text.structure(c.genome)} ({c.kind}), "
-            f"{c.runtime} {c.precision}, {c.path}"
+            f"{text.served_at(c.served_at(own))}, {c.path}"
         )
         for c in summary.chosen
     ]

@@ -106,10 +106,10 @@ def structure(genome: list[list[int]]) -> str:
     return f"{blocks}, {_span(heads)} heads, FFN {_span(ffn)}{residual}"
 
 
-def served_at(target: str) -> str:
-    """`onnxruntime int8-dynamic`, of a target as it is written in full."""
-    parsed = Target.parse(target)
-    return f"{parsed.runtime} {parsed.precision}"
+def served_at(target: Target) -> str:
+    """`onnxruntime int8-dynamic, 2 threads`."""
+    threads = "1 thread" if target.threads == 1 else f"{target.threads} threads"
+    return f"{target.runtime} {target.precision}, {threads}"
 
 
 def _span(values: tuple[int, ...]) -> str:

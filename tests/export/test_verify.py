@@ -30,6 +30,7 @@ from hwnas.export import (
 from hwnas.export.compare import random_rows
 from hwnas.export.verify import verify
 from hwnas.files import read_model
+from hwnas.latency import runtimes
 from hwnas.latency.target import Target
 from hwnas.tasks.classification import Classification
 
@@ -138,6 +139,22 @@ def test_a_model_beside_itself_takes_as_long(exported: Any) -> None:
     folder = exported.out / "openvino"
     paired = measure_against(folder, folder, Target(threads=1, seq=32))
     assert paired.ratio == pytest.approx(1.0, abs=0.25)
+
+
+def test_each_side_has_its_own_threads(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[tuple[str, int]] = []
+    load = runtimes.load_for_timing
+
+    def spied(folder: Path, target: Target) -> Any:
+        served.append((folder.name, target.threads))
+        return load(folder, target)
+
+    monkeypatch.setattr(runtimes, "load_for_timing", spied)
+    mine, theirs = exported.out / "onnx", exported.out / "openvino"
+    measure_against(mine, theirs, Target(threads=2, seq=8), reference_threads=1, pairs=QUICK)
+    assert set(served) == {("onnx", 2), ("openvino", 1)}
+    measure_against(mine, theirs, Target(threads=2, seq=8), pairs=QUICK)
+    assert set(served) == {("onnx", 2), ("openvino", 1), ("openvino", 2)}
 
 
 def test_failed_verification_writes_no_record(tiny: tuple[Any, Any], tmp_path: Path) -> None:
