@@ -1,5 +1,8 @@
 """The end of a federated run: every tier's model as files that serve it, timed on this machine.
 
+Where a tier is served in int8 or int4, a folder of it stands beside the exact ones, as it does for
+the whole model. It is made of the weights alone: no client's texts are here to calibrate it on.
+
 The whole model, as learned, is the reference that budgets in per cent are of. Assumption: this
 machine stands for the tiers' devices, as it does where their latency tables were measured here; of
 a table of another machine, times are only said to be of this one.
@@ -7,8 +10,10 @@ a table of another machine, times are only said to be of this one.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from hwnas.federated.judging import server_rows
 from hwnas.federated.recipe import FederatedRecipe, TierSpec
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary, TierResult
@@ -50,15 +55,26 @@ def hand_over(recipe: FederatedRecipe, run: Path, summary: FederatedSummary) -> 
 
 def _served(run: Path, state: ServerState, result: TierResult, spec: TierSpec | None) -> TierResult:
     """A tier's result with what it takes here; of a device that a client brought, only exported."""
-    from hwnas.export import export_model, folder_size_mb, measure_against, served_folder
+    from hwnas.export import (
+        export_model,
+        folder_size_mb,
+        measure_against,
+        quantize_folder,
+        served_folder,
+    )
 
     target = Target.parse(result.target)
-    name = served_folder(target)
+    name, exact = served_folder(target), served_folder(replace(target, precision="fp32"))
     whole, mine = run / "whole", run / "tiers" / result.name
-    if not (whole / name).exists():
-        export_model(state.network.extract(state.network.full), state.tokenizer, whole, [name])
+    if not (whole / exact).exists():
+        export_model(state.network.extract(state.network.full), state.tokenizer, whole, [exact])
     if not all((mine / one).exists() for one in _FILES):
         export_model(load(run / result.path), state.tokenizer, mine, _FILES)
+    if name != exact:
+        for folder in (whole, mine):
+            if not (folder / name).exists():
+                quantize_folder(folder / exact, folder / name, target.precision)
+        result = result.model_copy(update={"served_score": _score(state, mine / name, target)})
     if spec is None:
         return result.model_copy(update={"size_mb": folder_size_mb(mine / name)})
     paired = measure_against(mine / name, whole / name, target, pairs=_PAIRS)
@@ -78,3 +94,14 @@ def _served(run: Path, state: ServerState, result: TierResult, spec: TierSpec | 
             "size_mb": folder_size_mb(mine / name),
         }
     )
+
+
+def _score(state: ServerState, folder: Path, target: Target) -> float | None:
+    """Of served files, on the server's test rows; None where it has none."""
+    from hwnas.export import score_folder
+
+    recipe = state.recipe
+    if not recipe.evaluation.server:
+        return None
+    kind, metric = recipe.task.task_kind, recipe.task.usual_metric
+    return score_folder(folder, server_rows(recipe), kind, metric, target.threads)

@@ -92,6 +92,7 @@ class TierResult(Record):
     Attributes:
         served: the tier whose model it is: its own, or a smaller one's that clients found better.
         score: on the server's test rows; None where it has none.
+        served_score: of its files in int8 or int4, on the same rows, where it is served so.
         clients, mean, least, spread: how many clients judged it on their own rows, the mean of
             their scores by the tier's own model, the lowest, and their standard deviation.
         measured_ms, ratio, met, size_mb: of its exported files on this machine: the latency, as a
@@ -117,6 +118,7 @@ class TierResult(Record):
     ratio: float | None = None
     met: bool | None = None
     size_mb: float | None = None
+    served_score: float | None = None
 
 
 class FederatedSummary(Record):

@@ -38,6 +38,11 @@ def render(summary: FederatedSummary) -> Group:
         f"{share:.2f} of the whole model to everybody; "
         f"{summary.steps:.0f} whole-model steps at {summary.clients} clients",
     ]
+    lines += [
+        f"{tier.name} as it is served, {tier.target}: {tier.served_score:.1f}"
+        for tier in summary.tiers
+        if tier.served_score is not None
+    ]
     if own := summary.personal:
         shared, after = ([getattr(one, name) for one in own] for name in ("shared", "own"))
         lines.append(

@@ -37,6 +37,7 @@ def write_page(run: Path) -> Path:
         run=run.resolve().name,
         summary=summary,
         metric=text.metric_name(summary.metric),
+        rounded=any(tier.served_score is not None for tier in summary.tiers),
         score=lambda value: text.metric_value(summary.metric, value),
         curves=_svg(federated_plots.curves(summary, rounds)) if rounds else None,
         fairness=_svg(federated_plots.fairness(summary, judged)) if judged else None,

@@ -24,9 +24,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no rounds": ({"rounds": 0}, "rounds"),
     "a tier twice": ({"tiers": [{"name": "a"}, {"name": "a"}]}, "'a' is given twice"),
     "a tier without a unit": ({"tiers": [{"name": "a", "budget": "50"}]}, "milliseconds like 8ms"),
-    "a tier of int8": (
-        {"tiers": [{"name": "a", "target": "openvino:cpu:seq=32,precision=int8-weights"}]},
-        "served in fp32",
+    "a tier that needs rows to be calibrated": (
+        {"tiers": [{"name": "a", "target": "openvino:cpu:seq=32,precision=int8-static"}]},
+        "served in fp32, int8-dynamic, int8-weights",
     ),
     "a decoder's target": (
         {"tiers": [{"name": "a", "target": "openvino:cpu:phase=decode,cache=64"}]},
