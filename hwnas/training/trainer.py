@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from accelerate.utils import convert_to_fp32
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
@@ -30,6 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hwnas.anatomy.heads import writes
 from hwnas.elastic.adapters import Adapters
@@ -158,6 +160,20 @@ class PlannedTrainer(Trainer):
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what is trained into a checkpoint; frozen weights are those of whoever resumes."""
+        if not self.args.should_save:
+            return
+        folder, model = Path(output_dir or str(self.args.output_dir)), self.model
+        assert model is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {
+            name: parameter.detach().contiguous()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        save_file(trained, folder / SAFE_WEIGHTS_NAME)
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         if on_processor(self.optimization.precision):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from tiny_models import make_model
 from transformers import TrainerCallback
 
@@ -129,6 +130,8 @@ def test_a_killed_training_resumes_to_the_same_weights(
     killed, more = made()
     with pytest.raises(KeyboardInterrupt):
         _train(killed, examples, tmp_path / "killed", settings, callbacks=(_Kill(),), **more)
+    (kept,) = (tmp_path / "killed").glob("checkpoint-*/model.safetensors")
+    assert {name.rsplit(".", 1)[1] for name in load_file(kept)} == {"down", "up"}
     again, more = made()
     _train(again, examples, tmp_path / "killed", settings, **more)
     a, b = (

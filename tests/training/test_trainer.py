@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from hwnas.anatomy import find_shape
@@ -65,8 +66,8 @@ class _Kill(TrainerCallback):
 SETTINGS = Optimization(steps=12, learning_rate=1e-3, batch=8, checkpoint_every=4, seed=3)
 
 
-def _train_dense(model, tokenizer, examples, work, teacher=None, callbacks=()):
-    return train(model, tokenizer, examples, SETTINGS, work, teacher=teacher, callbacks=callbacks)
+def _train_dense(model, tokenizer, examples, work, teacher=None, callbacks=(), settings=SETTINGS):
+    return train(model, tokenizer, examples, settings, work, teacher=teacher, callbacks=callbacks)
 
 
 def test_training_lowers_the_loss_and_leaves_no_checkpoints(model, tokenizer, examples, tmp_path):
@@ -93,20 +94,26 @@ def test_training_lowers_the_loss_and_leaves_no_checkpoints(model, tokenizer, ex
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize("at", [2, 4, 7, 11])
+@pytest.mark.parametrize(("at", "frozen"), [(2, False), (4, True), (7, False), (11, True)])
 def test_a_killed_training_resumes_to_the_same_weights(
-    model, teacher, tiny_config, tokenizer, examples, tmp_path, at
+    model, teacher, tiny_config, tokenizer, examples, tmp_path, at, frozen
 ):
+    settings = replace(SETTINGS, freeze_embeddings=frozen)
     start = _weights(model)
-    _train_dense(model, tokenizer, examples, tmp_path / "whole", teacher)
+    _train_dense(model, tokenizer, examples, tmp_path / "whole", teacher, settings=settings)
     whole = _weights(model)
     again = BertForSequenceClassification(tiny_config)
     again.load_state_dict(start)
     with pytest.raises(KeyboardInterrupt):
-        _train_dense(again, tokenizer, examples, tmp_path / "killed", teacher, (_Kill(at),))
+        _train_dense(
+            again, tokenizer, examples, tmp_path / "killed", teacher, (_Kill(at),), settings
+        )
+    words = {"bert.embeddings.word_embeddings.weight"} if frozen else set()
+    for kept in (tmp_path / "killed").glob("checkpoint-*/model.safetensors"):
+        assert set(load_file(kept)) == {n for n, _ in model.named_parameters()} - words
     fresh = BertForSequenceClassification(tiny_config)
     fresh.load_state_dict(start)
-    _train_dense(fresh, tokenizer, examples, tmp_path / "killed", teacher)
+    _train_dense(fresh, tokenizer, examples, tmp_path / "killed", teacher, settings=settings)
     for name, tensor in _weights(fresh).items():
         assert torch.equal(tensor, whole[name]), name
 
