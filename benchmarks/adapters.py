@@ -36,8 +36,10 @@ from hwnas.space import SearchSpace
 from hwnas.tasks.kinds import encode_training
 from hwnas.tasks.loading import load_task
 from hwnas.tasks.spec import TaskSpec
+from hwnas.training.batches import collator, model_columns
+from hwnas.training.optimization import Optimization
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import Optimization, collator, model_columns, train
+from hwnas.training.trainer import train
 
 BATCH, STEPS, QUICK_STEPS = 16, 8, 3
 WAYS = ("loaded", "peft", "plain", "supernet")

@@ -259,7 +259,8 @@ def central(recipe: FederatedRecipe) -> dict[str, Any]:
     """The whole model on all clients' training rows, for the compute of all clients in ours."""
     import tempfile
 
-    from hwnas.training.trainer import Optimization, train
+    from hwnas.training.optimization import Optimization
+    from hwnas.training.trainer import train
 
     torch.set_num_threads(1)
     task = load_simulated(recipe)

@@ -54,7 +54,7 @@ from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Summary
 from hwnas.tasks.written import states_of
-from hwnas.training.trainer import collator, model_columns
+from hwnas.training.batches import collator, model_columns
 
 DATA = ROOT.parent / "shared" / "data"
 RUNS = ROOT / "runs" / "quality_llm"

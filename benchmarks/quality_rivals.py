@@ -39,7 +39,7 @@ from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Block, Subnetwork
 from hwnas.summary import Summary
-from hwnas.training.trainer import collator, model_columns, questions
+from hwnas.training.batches import collator, model_columns, questions
 
 _ROWS = 256  # of training data that Taylor importance looks at, as hwnas's does
 _BATCH = 8

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from record import Results, options
@@ -35,14 +36,11 @@ from hwnas.space import SearchSpace
 from hwnas.tasks.loading import load_task
 from hwnas.tasks.spec import TaskSpec
 from hwnas.training.autocast import has_units, in_half
+from hwnas.training.batches import collator, model_columns
+from hwnas.training.optimization import Optimization
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import (
-    Optimization,
-    SandwichTrainer,
-    collator,
-    model_columns,
-    train,
-)
+from hwnas.training.sandwich import SandwichTrainer
+from hwnas.training.trainer import train
 
 BATCH, STEPS = 16, 10
 PAIRS, QUICK_PAIRS = 25, 6
@@ -152,23 +150,22 @@ def sandwich(pairs: int) -> dict[str, Any]:
                     took.append(seconds(run))
             return took
 
-    import hwnas.training.trainer as module
+    from hwnas.training import trainer as module
 
-    original, module.SandwichTrainer = module.SandwichTrainer, Timed  # type: ignore[misc]
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            train(
-                network,
-                tokenizer,
-                rows,
-                Optimization(steps=len(made), learning_rate=1e-5, batch=BATCH),
-                Path(work) / "training",
-                kind=task.kind,
-                teacher=teacher,
-                sandwich=Sandwich(space, seed=0),
-            )
-    finally:
-        module.SandwichTrainer = original  # type: ignore[misc]
+    with (
+        mock.patch.object(module, "SandwichTrainer", Timed),
+        tempfile.TemporaryDirectory() as work,
+    ):
+        train(
+            network,
+            tokenizer,
+            rows,
+            Optimization(steps=len(made), learning_rate=1e-5, batch=BATCH),
+            Path(work) / "training",
+            kind=task.kind,
+            teacher=teacher,
+            sandwich=Sandwich(space, seed=0),
+        )
     return _spread(found)
 
 

@@ -49,17 +49,12 @@ from hwnas.training.baseline import (
     read_history,
     train_baseline,
 )
+from hwnas.training.batches import collator, model_columns, small_batches
 from hwnas.training.compute import ComputePlan
 from hwnas.training.halving import rows
+from hwnas.training.optimization import Optimization, prepared
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import (
-    Optimization,
-    collator,
-    model_columns,
-    prepared,
-    small_batches,
-    train,
-)
+from hwnas.training.trainer import train
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -367,7 +367,7 @@ class Client:
 
         from hwnas.importance.kinds import measure
         from hwnas.models import on_gpu
-        from hwnas.training.trainer import small_batches
+        from hwnas.training.batches import small_batches
 
         torch.set_num_threads(self.recipe.local.threads)
         begin = time.perf_counter()

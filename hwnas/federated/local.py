@@ -30,7 +30,9 @@ from hwnas.federated.recipe import LocalSpec
 from hwnas.models import on_gpu
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.classification import Classification
-from hwnas.training.trainer import Keeper, Optimization, train
+from hwnas.training.optimization import Optimization
+from hwnas.training.sandwich import Keeper
+from hwnas.training.trainer import train
 
 if TYPE_CHECKING:
     from datasets import Dataset

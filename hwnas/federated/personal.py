@@ -21,7 +21,8 @@ from hwnas.federated.local import Trainee, train_locally
 from hwnas.files import replacing
 from hwnas.models import on_gpu
 from hwnas.tasks.predict import predict
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.optimization import Optimization
+from hwnas.training.trainer import train
 
 if TYPE_CHECKING:
     from datasets import Dataset

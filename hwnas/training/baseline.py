@@ -24,7 +24,8 @@ from hwnas.importance.kinds import Movement
 from hwnas.processes import alone, leading
 from hwnas.tasks.kinds import Kind
 from hwnas.tasks.predict import predict
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.optimization import Optimization
+from hwnas.training.trainer import train
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -29,7 +29,8 @@ from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.calibration import calibrated_loss
 from hwnas.tasks.kinds import Kind
 from hwnas.tasks.predict import predict
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.optimization import Optimization
+from hwnas.training.trainer import train
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,7 +18,8 @@ import torch
 from transformers.utils.generic import ModelOutput
 
 from hwnas.anatomy.heads import writes
-from hwnas.training.trainer import ROW, Observed, collator, model_columns, observe
+from hwnas.training.batches import ROW, collator, model_columns
+from hwnas.training.observing import Observed, observe
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -31,8 +31,11 @@ from hwnas.tasks.rows import Columns, Row
 from hwnas.tasks.spans import Spans, normalised
 from hwnas.tasks.spec import TaskSpec
 from hwnas.tasks.tokens import Tokens
+from hwnas.training.batches import collator, model_columns, questions
 from hwnas.training.memory import Memory
-from hwnas.training.trainer import Optimization, collator, model_columns, observe, questions, train
+from hwnas.training.observing import observe
+from hwnas.training.optimization import Optimization
+from hwnas.training.trainer import train
 
 MODELS = {
     "classification": BertForSequenceClassification,

@@ -21,8 +21,9 @@ from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.language import Language
 from hwnas.tasks.predict import predict
+from hwnas.training.optimization import Optimization
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.trainer import train
 
 SPEC = AdapterSpec(rank=3, alpha=6.0, dropout=0.0, ranks=(1, 2))
 SETTINGS = Optimization(

@@ -25,8 +25,9 @@ from hwnas.tasks.loading import load_task
 from hwnas.tasks.predict import predict
 from hwnas.tasks.spec import TaskSpec
 from hwnas.training import autocast
+from hwnas.training.optimization import Optimization
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.trainer import train
 
 needs_units = pytest.mark.skipif(
     not autocast.has_units() or torch.cuda.is_available(),

@@ -19,8 +19,9 @@ from hwnas.models import on_gpu
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.predict import predict
+from hwnas.training.optimization import Optimization
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.trainer import train
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.classification import Classification
 from hwnas.training.halving import START, Entrant, Rung, halve
-from hwnas.training.trainer import Optimization
+from hwnas.training.optimization import Optimization
 
 
 @pytest.fixture

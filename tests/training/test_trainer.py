@@ -15,9 +15,10 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.space import SearchSpace
 from hwnas.training.distillation import state_variances, states_loss
 from hwnas.training.memory import Memory
+from hwnas.training.optimization import Optimization
 from hwnas.training.order import training_order
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.trainer import train
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ from hwnas.elastic.spec import AdapterSpec
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.space import SearchSpace
 from hwnas.tasks.language import Language
+from hwnas.training.optimization import Optimization
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import Optimization, train
+from hwnas.training.trainer import train
 
 
 def main() -> None:
