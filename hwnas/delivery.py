@@ -38,7 +38,7 @@ from hwnas.training.baseline import read_history
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hwnas.contest import Winner
+    from hwnas.finalists import Winner
 
 TRIMMED = "vocabulary.json"  # beside the formats of a model whose vocabulary was trimmed
 _PACKAGES = ("hwnas", "torch", "transformers", "optimum", "onnx", "onnxruntime", "openvino")

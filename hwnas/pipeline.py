@@ -20,13 +20,15 @@ from hwnas.anatomy import find_shape
 from hwnas.anatomy.dense import check_hidden
 from hwnas.beside import load_beside
 from hwnas.budgets import budget_share, budget_shares, check_budgets, check_limits
-from hwnas.contest import Contest, Winner, choose_structures, rival_steps, train_finalists
+from hwnas.choosing import choose_structures
+from hwnas.contest import Contest
 from hwnas.delivery import deliver
 from hwnas.deployments import TABLES, Deployment, deployments_of, tables_of, targets_of
 from hwnas.elastic.adapters import merge_adapter
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError, UserError
 from hwnas.files import read_model, replacing
+from hwnas.finalists import Winner, rival_steps, train_finalists
 from hwnas.judge import Judge
 from hwnas.latency.profiling import check_phase
 from hwnas.latency.runtimes import check_length, require

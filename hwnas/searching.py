@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas.budgets import check_budgets
-from hwnas.contest import Contest, Winner, choose_structures
+from hwnas.choosing import choose_structures
+from hwnas.contest import Contest
 from hwnas.delivery import deliver
 from hwnas.deployments import Deployment, deployments_of, tables_of, targets_of
 from hwnas.errors import BudgetError, UserError
 from hwnas.files import replacing
+from hwnas.finalists import Winner
 from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import PHASES, Budget, Target

@@ -23,7 +23,7 @@ from hwnas.processes import count
 from hwnas.summary import Record
 
 if TYPE_CHECKING:
-    from hwnas.contest import Winner
+    from hwnas.finalists import Winner
     from hwnas.stages import Inputs
 
 FILE = "corrections.json"

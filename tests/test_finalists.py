@@ -3,8 +3,8 @@
 import torch
 from transformers import BertForSequenceClassification
 
-from hwnas.contest import Origin
 from hwnas.elastic.supernet import SuperNetwork
+from hwnas.finalists import Origin
 from hwnas.subnetwork import Subnetwork
 
 
