@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 _PATIENCE = timedelta(days=7)  # of processes that wait while the leader measures or searches
 
@@ -44,3 +45,11 @@ def alone(work: Callable[[], object]) -> None:
     with leader_first():
         if leading():
             work()
+
+
+def made_once(path: Path, work: Callable[[], object]) -> None:
+    """The leader does `work`, which makes `path`, unless that is there; the others wait.
+
+    Nobody else may look whether it is there: who comes late would find it, and not wait.
+    """
+    alone(lambda: None if path.exists() else work())

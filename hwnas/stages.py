@@ -30,7 +30,7 @@ from hwnas.importance.sensitivity import with_losses
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.models import load, load_model, on_gpu
-from hwnas.processes import alone
+from hwnas.processes import alone, made_once
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
 from hwnas.space import FFN_STEP, SearchSpace
@@ -203,13 +203,16 @@ def load_for(
 def baseline(inputs: Inputs) -> BaselineHistory:
     """`baseline/`: the original model trained on the task, and where the students start."""
     out = inputs.path / "baseline"
-    if not (out / "history.json").exists():
+
+    def original() -> PreTrainedModel:
+        return load_for(inputs.recipe.model, inputs.task, seed=inputs.recipe.seed)[0]
+
+    if isinstance(inputs.task.kind, Embedding):
+        made_once(out / "history.json", lambda: keep_original(original(), inputs.tokenizer, out))
+    elif not (out / "history.json").exists():
         plan = inputs.plan
         steps = plan.baseline_steps(len(inputs.recipe.budgets))
-        model, _ = load_for(inputs.recipe.model, inputs.task, seed=inputs.recipe.seed)
-        if isinstance(inputs.task.kind, Embedding):
-            alone(lambda: keep_original(model, inputs.tokenizer, out))
-            return read_history(out)
+        model = original()
         adapters = inputs.recipe.adapters
         if adapters is not None and adapters.start is not None:
             merge_adapter(model, Path(adapters.start).expanduser())

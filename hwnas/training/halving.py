@@ -18,13 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from hwnas.files import read_model, replacing, write_json
 from hwnas.models import load
-from hwnas.processes import alone
+from hwnas.processes import alone, made_once
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.calibration import calibrated_loss
 from hwnas.tasks.kinds import Kind
@@ -122,9 +122,10 @@ def halve(
     for i in alive:
         if entrants[i].trained:
             out = _weights(folder, i, START)
-            if not out.exists():
-                model = build(entrants[i])
-                alone(partial(_judge, model, validation, kind, metric, (i, START, 0), out))
+            at = (i, START, 0)
+            made_once(
+                out, partial(_judge_cut, build, entrants[i], validation, kind, metric, at, out)
+            )
             results.append(read_model(out / "result.json", RungResult))
     for number, rung in enumerate(rungs):
         standing: list[RungResult] = []
@@ -171,6 +172,11 @@ def _best(results: Sequence[RungResult], number: int, entrant: Entrant) -> RungR
     """The result that counts of an entrant: its last, or of one that was trained, its best."""
     own = [result for result in results if result.entrant == number]
     return min(own, key=lambda result: result.loss) if entrant.trained else own[-1]
+
+
+def _judge_cut(build: Callable[[Entrant], PreTrainedModel], entrant: Entrant, *how: Any) -> None:
+    """Judge an entrant as it is cut from its starting weights."""
+    _judge(build(entrant), *how)
 
 
 def _judge(
