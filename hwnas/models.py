@@ -192,18 +192,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     config = _read_config(folder, str(folder), shrinkable=False)
     auto_tokenizer: Any = AutoTokenizer
+    packed = _packed(folder)
+    kept = _tokenizer_of(_converted(folder)) if packed else folder
+    if packed and kept.is_dir():
+        packed = {}
     try:
         with _quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = auto_tokenizer.from_pretrained(
-                folder, trust_remote_code=False, **_packed(folder)
+                folder if packed else kept, trust_remote_code=False, **packed
             )
     # the tokenizers library raises bare Exception on a damaged file
     except Exception as error:
         raise UserError(
             f"model {folder}: its tokenizer cannot be read: {_first_line(error)}"
         ) from None
-    if _packed(folder):
+    if packed:
         _as_packed(tokenizer, folder, config)
+        _keep_converted(tokenizer, kept)
     longest = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     return tokenizer
@@ -227,6 +232,8 @@ def _read_config(folder: Path, name: str, *, shrinkable: bool = True) -> Any:
 
     file = folder / "config.json"
     if packed := _packed(folder):
+        if (kept := _converted(folder)).is_dir():
+            return AutoConfig.from_pretrained(kept)
         with _quiet_transformers():
             config = AutoConfig.from_pretrained(folder, **packed)
         config.architectures = [class_for(config, "text-generation").__name__]  # GGUF has no others
@@ -261,6 +268,11 @@ def _converted(folder: Path) -> Path:
     stat = file.stat()
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "hwnas" / f"{file.stem}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
+
+
+def _tokenizer_of(converted: Path) -> Path:
+    """Where the tokenizer of unpacked weights is kept."""
+    return converted.with_name(f"{converted.name}-tokenizer")
 
 
 def _is_for_another_task(config: Any, task: str) -> bool:
@@ -342,11 +354,11 @@ def _read_weights(folder: Path, config: Any, task: str, name: str) -> _Weights:
     return _Weights(model, set(info["missing_keys"]) - mismatched, mismatched)
 
 
-def _keep_converted(model: PreTrainedModel, cached: Path) -> None:
-    """Write unpacked weights to the cache; one that cannot be written is done without."""
+def _keep_converted(what: PreTrainedModel | PreTrainedTokenizerBase, cached: Path) -> None:
+    """Write what was unpacked to the cache; one that cannot be written is done without."""
     try:
         with replacing(cached) as partial:
-            model.save_pretrained(partial)
+            what.save_pretrained(partial)
     except (OSError, UserError):
         return
 

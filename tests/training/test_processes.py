@@ -24,8 +24,10 @@ def _trained(out: Path, kind: str, processes: int, accumulate: int = 1):
 @pytest.mark.parametrize(
     "kind",
     [
-        *(pytest.param(kind, marks=pytest.mark.variant) for kind in ("dense", "adapters")),
-        "supernet",
+        *(
+            pytest.param(kind, marks=pytest.mark.variant)
+            for kind in ("dense", "adapters", "supernet")
+        ),
         "adapters-supernet",
     ],
 )
