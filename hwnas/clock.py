@@ -1,13 +1,14 @@
-"""Times structures before they are trained: latency depends on shapes, not on weights."""
+"""Times structures before they are trained, for latency depends on shapes; and files that serve."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwnas.anatomy import find_shape
-from hwnas.latency.measure import settled
+from hwnas.latency.measure import Paired, settled
 from hwnas.latency.target import Target
 from hwnas.rundir import RunDirectory
 from hwnas.subnetwork import Subnetwork
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hwnas.latency.session import Stopwatch
+    from hwnas.stages import Inputs
 
 
 @dataclass
@@ -47,3 +49,21 @@ class StructureClock:
 
         measured = self.directory.measured(f"{self.kept_as} {subnetwork}", ratio)
         return float(measured["ratio"]) * self.reference_ms
+
+
+def time_files(inputs: Inputs, folder: Path, reference: Path, target: Target) -> Paired:
+    """Two exported folders in pairs, as surely as the recipe has it.
+
+    Args:
+        target: that `folder` is served at; the reference has the threads of the run's own.
+    """
+    from hwnas.export import measure_against
+
+    spec, threads = inputs.recipe.measure, inputs.target.threads
+
+    def once() -> Paired:
+        return measure_against(
+            folder, reference, target, reference_threads=threads, pairs=spec.pairs
+        )
+
+    return settled(once, spec.repeats)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy import find_shape
+from hwnas.clock import time_files
 from hwnas.files import read_model, write_json, write_text
-from hwnas.latency.measure import Paired, settled
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.latency.validation import operations
@@ -244,19 +244,12 @@ def _time(inputs: Inputs, budget: str, folder: Path, target: Target) -> dict[str
     Args:
         target: that the chosen one is served at; the baseline is at the run's.
     """
-    from hwnas.export import measure_against, served_folder
+    from hwnas.export import served_folder
 
-    def once() -> Paired:
-        return measure_against(
-            folder / served_folder(target),
-            inputs.path / "baseline" / served_folder(inputs.target),
-            target,
-            reference_threads=inputs.target.threads,
-            pairs=inputs.recipe.measure.pairs,
-        )
+    reference = inputs.path / "baseline" / served_folder(inputs.target)
 
     def measure() -> dict[str, float]:
-        paired = settled(once, inputs.recipe.measure.repeats)
+        paired = time_files(inputs, folder / served_folder(target), reference, target)
         return {
             "ratio": paired.ratio,
             "spread": paired.ratio_spread,
@@ -268,7 +261,7 @@ def _time(inputs: Inputs, budget: str, folder: Path, target: Target) -> dict[str
 
 def _limits(inputs: Inputs, budget: str, folder: Path, target: Target) -> list[KeptLimit]:
     """The cache that the chosen model needs, and its paired time to the first token."""
-    from hwnas.export import measure_against, served_folder
+    from hwnas.export import served_folder
     from hwnas.limits import FIRST_TOKEN, cache_limit, first_token_target
 
     spec = inputs.recipe.limits
@@ -286,17 +279,7 @@ def _limits(inputs: Inputs, budget: str, folder: Path, target: Target) -> list[K
         )
 
         def measure() -> dict[str, float]:
-            measuring = inputs.recipe.measure
-            paired = settled(
-                lambda: measure_against(
-                    mine,
-                    theirs,
-                    at,
-                    reference_threads=inputs.target.threads,
-                    pairs=measuring.pairs,
-                ),
-                measuring.repeats,
-            )
+            paired = time_files(inputs, mine, theirs, at)
             return {"ratio": paired.ratio, "reference_ms": paired.reference_ms}
 
         measured = inputs.directory.measured(f"first token {budget}", measure)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hwnas.clock import time_files
 from hwnas.errors import UserError
 from hwnas.files import read_model, write_json
 from hwnas.latency.device import processors
@@ -174,8 +175,7 @@ def read_anchors(run: Path) -> tuple[Anchor, ...]:
 
 def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[Anchor]:
     from hwnas.delivery import write_exact, write_quantized
-    from hwnas.export import load_exported, measure_against, served_folder
-    from hwnas.latency.measure import settled
+    from hwnas.export import load_exported, served_folder
     from hwnas.progress import bar
     from hwnas.tasks.calibration import calibrated_loss
     from hwnas.tasks.predict import predict
@@ -198,17 +198,7 @@ def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[An
 
             def ratio(target: Target = target) -> dict[str, float]:
                 mine, theirs = (baseline / served_folder(t) for t in (target, inputs.target))
-                spec = inputs.recipe.measure
-                paired = settled(
-                    lambda: measure_against(
-                        mine,
-                        theirs,
-                        target,
-                        reference_threads=inputs.target.threads,
-                        pairs=spec.pairs,
-                    ),
-                    spec.repeats,
-                )
+                paired = time_files(inputs, mine, theirs, target)
                 return {"ratio": paired.ratio, "spread": paired.ratio_spread}
 
             name = name_of(target, inputs.target)
