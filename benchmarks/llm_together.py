@@ -44,6 +44,7 @@ TARGETS = (
     "openvino:cpu",
 )
 RUNS = ROOT / "runs" / "llm_together"
+_TOKENIZER = "tokenizer.json"
 PROMPTS, TOKENS = 12, 64
 QUICK_PROMPTS, QUICK_TOKENS = 2, 16
 PROTOCOL = (
@@ -156,7 +157,8 @@ class Bench:
         RUNS.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=RUNS) as made:
             out = Path(made)
-            tokenizer = load_tokenizer(folder)
+            # a run's finalists have none of their own
+            tokenizer = load_tokenizer(folder if (folder / _TOKENIZER).exists() else self.whole)
             export_model(load(folder), tokenizer, out, ["openvino"])
             served = out / served_folder(target)
             if target.precision != "fp32":
