@@ -120,7 +120,7 @@ def _parse(text: str, own: Target) -> Target:
     Raises:
         UserError: it is unknown, or has more threads than there are processors for it.
     """
-    served, _, threads = text.partition(_THREADS)
+    served, stated, threads = text.partition(_THREADS)
     runtime, _, precision = served.partition(":")
     if precision not in PRECISIONS.get(runtime, ()):
         known = [f"{r}:{p}" for r, all_ in PRECISIONS.items() for p in all_ if r != "torch"]
@@ -128,7 +128,7 @@ def _parse(text: str, own: Target) -> Target:
             f"{text!r} is unknown; known: auto, {', '.join(known)}, each also with {_THREADS}N"
         )
     one = replace(own, runtime=runtime, precision=precision)
-    if _THREADS not in text:
+    if not stated:
         return one
     most = processors()
     if not threads.isdecimal() or not 1 <= int(threads) <= most:

@@ -192,14 +192,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     config = _read_config(folder, str(folder), shrinkable=False)
     auto_tokenizer: Any = AutoTokenizer
-    packed = _packed(folder)
-    kept = _tokenizer_of(_converted(folder)) if packed else folder
-    if packed and kept.is_dir():
-        packed = {}
+    source = folder
+    if _packed(folder) and (kept := _tokenizer_of(_converted(folder))).is_dir():
+        source = kept
+    packed = _packed(source)
     try:
         with _quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = auto_tokenizer.from_pretrained(
-                folder if packed else kept, trust_remote_code=False, **packed
+                source, trust_remote_code=False, **packed
             )
     # the tokenizers library raises bare Exception on a damaged file
     except Exception as error:
