@@ -1,6 +1,6 @@
 """Structure and precision together: how fast, small and good a language model is as it is served.
 
-Models that `quality_llm.py` or `quality_llm_on_gpu.py` has trained, each exported for OpenVINO in
+Models that `quality_llm.py` or `quality_llm_apart.py` has trained, each exported for OpenVINO in
 fp32 and with 8- and 4-bit weights (calibrated on training rows). The first model, in torch's fp32,
 is what they are set beside. Tokens a second: the same prompts are continued greedily by both, in
 turns, by a process that cannot import hwnas, one thread. Scores: as `quality_llm.py` has them.

@@ -155,6 +155,7 @@ def recipe_of(seed: int, quick: bool) -> Recipe:
         "measure": {"validate_table": 0 if quick else 8, "table_minutes": 0.5 if quick else None},
         "importance": {"rows": 8, "loss_rows": 2} if quick else {},
         "training": {"precision": "bf16"},
+        "vocabulary": {"trim": True},
     }
     return validate(Recipe, value, where="quality_llm")
 
@@ -322,7 +323,9 @@ def _scores(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, float]:
     models = {
         writes: load_exported(folder, threads, scoring=not writes) for writes in (False, True)
     }
-    found = {one.name: one.score(models[one.by_writing], tokenizer) for one in data}
+    found = {
+        one.name: one.score(models[one.by_writing], tokenizer, inputs.tokenizer) for one in data
+    }
     return found | {"mean": _mean(found)}
 
 

@@ -111,9 +111,9 @@ class Job:
         self.table.save(directory.path / "table.json")
         return Inputs(recipe, directory, recipe.compute, task, tokenizer, model.config)
 
-    def predicted(self, subnetwork: Subnetwork) -> float:
+    def clock(self, inputs: Inputs) -> Callable[[Subnetwork], float]:
         """Milliseconds by the table, where nothing can be timed."""
-        return float(self.table.predictor().predict(subnetwork))
+        return stages.latency_table(inputs, None).predictor().predict
 
     def train(self) -> dict[str, Any]:
         """Train and score it."""
@@ -170,15 +170,16 @@ def _budgets(job: Job) -> dict[str, Any]:
         ours = read_json(job.ours / "spent.json")
         compute = parts_of(inputs, ours["steps"], ours["budgets"])
     if (kind := job.rival(inputs)) is not None:
-        choose(inputs, kind, job.predicted)
+        choose(inputs, kind, job.clock(inputs))
     contest = until_network(inputs, given)
-    contest.time = job.predicted
+    contest.time = job.clock(inputs)
     winners = find_winners(contest, compute)
     history = read_history(inputs.path / "baseline")
     budgets = {}
     for budget, winner in winners.items():
         scores = job.scores(inputs, winner.weights)
         budgets[budget] = scores | {
+            "tokens": inputs.tokens_written,
             "kept": scores["metric"] / baseline if baseline else float("nan"),
             "kind": winner.structure.kind,
             "genome": winner.structure.genome,
@@ -310,6 +311,8 @@ def _timed(row: dict[str, Any], kind: type[Job]) -> dict[str, Any]:
     recipe = kind(row["task"], row["seed"], "ours", tuple(row["budgets"])).recipe
     task = load_task(recipe.task_at_target)
     config = stages.load_for(recipe.model, task, seed=0)[0].config
+    # of the vocabulary that all models of a row have
+    tokens = next(found.get("tokens") for found in row["budgets"].values())
     clock = StructureClock(
         config=config,
         target=Target.parse(recipe.target),
@@ -317,6 +320,8 @@ def _timed(row: dict[str, Any], kind: type[Job]) -> dict[str, Any]:
         pairs=recipe.measure.pairs,
         repeats=recipe.measure.repeats,
         directory=RunDirectory(_made(RUNS / "timed" / row["task"])),
+        kept_as="structure" if tokens is None else f"structure of {tokens} tokens",
+        vocab=tokens,
     )
     for text, found in row["budgets"].items():
         found["ratio"] = clock.time(Subnetwork.of(found["genome"]))

@@ -24,12 +24,10 @@ import torch
 from torch import nn
 
 from hwnas import stages
-from hwnas.clock import StructureClock
 from hwnas.errors import BudgetError
 from hwnas.files import read_model, write_json
 from hwnas.importance.scores import Importance
 from hwnas.latency.predictor import LatencyPredictor
-from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.models import load, load_tokenizer
 from hwnas.recipe import Recipe
@@ -222,15 +220,8 @@ def choose(inputs: Inputs, kind: Kind, time: Callable[[Subnetwork], float] | Non
         time: ms of a structure; by default it is measured on the target.
     """
     recipe = inputs.recipe
-    table = LatencyTable.load(inputs.path / "table.json")
-    clock = StructureClock(
-        config=inputs.config,
-        target=inputs.target,
-        reference_ms=table.reference_ms,
-        pairs=recipe.measure.pairs,
-        repeats=recipe.measure.repeats,
-        directory=inputs.directory,
-    )
+    table = stages.latency_table(inputs, None)
+    clock = stages.structure_clock(inputs, inputs.target, table.reference_ms, "structure")
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
         found = kind.propose(predictor, budget_ms)

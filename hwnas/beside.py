@@ -3,7 +3,8 @@
 A model that is trained for one task while it is cut may forget the others; LoNAS names that as its
 limitation. So a recipe may name further data, of any kind of written task, and the original, the
 baseline and every chosen model are scored on a stated number of its rows. Text is scored by
-perplexity, the exponential of the mean loss of a token.
+perplexity, the exponential of the mean loss of a token; of the original's tokens in any case, for
+a model of a trimmed vocabulary reads the same text in more and shorter ones.
 """
 
 from __future__ import annotations
@@ -88,8 +89,18 @@ class Beside:
         """Whether answers are written, for which a model must be able to generate."""
         return self.metric == EXACT_MATCH
 
-    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> float:
-        """The model's metric, in per cent, or its perplexity."""
+    def score(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        original: PreTrainedTokenizerBase | None = None,
+    ) -> float:
+        """The model's metric, in per cent, or its perplexity.
+
+        Args:
+            tokenizer: the model's own.
+            original: whose tokens a perplexity is of; by default the model's.
+        """
         from hwnas.tasks.predict import predict
 
         if self.by_writing:
@@ -98,8 +109,21 @@ class Beside:
         encoded = self.kind.encode(self.split, tokenizer, self.max_length)
         answers = predict(model, encoded, batch_size=16, progress=f"beside: {self.name}")
         if self.metric == PERPLEXITY:
-            return math.exp(self.kind.loss(answers, encoded))
+            loss = self.kind.loss(answers, encoded)
+            if original is not None and len(original) != len(tokenizer):
+                loss /= _bytes_of_token(tokenizer, encoded)
+                loss *= _bytes_of_token(
+                    original, self.kind.encode(self.split, original, self.max_length)
+                )
+            return math.exp(loss)
         return self.kind.score(self.metric, answers, encoded)
+
+
+def _bytes_of_token(tokenizer: PreTrainedTokenizerBase, encoded: Dataset) -> float:
+    """How much text a token is on the mean, the first of each row apart, which is not predicted."""
+    predicted = [row[1:] for row in encoded["input_ids"]]
+    texts = tokenizer.batch_decode(predicted, clean_up_tokenization_spaces=False)
+    return sum(len(text.encode()) for text in texts) / sum(map(len, predicted))
 
 
 def load_beside(specs: Mapping[str, BesideSpec], max_length: int) -> list[Beside]:

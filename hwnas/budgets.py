@@ -72,9 +72,13 @@ def budget_shares(inputs: Inputs) -> list[float]:
 def structure_shares(inputs: Inputs) -> list[float]:
     """The shares that structures have which fill the budgets, at all deployments; at most 1.
 
-    A network that is served twice as fast may be twice as large.
+    A network that is served twice as fast may be twice as large, and one that knows fewer tokens
+    has what these took.
     """
     from hwnas.deployments import read_anchors
+    from hwnas.stages import vocabulary_ratio
 
     ratios = (1.0, *(anchor.ratio for anchor in read_anchors(inputs.path)))
-    return [min(1.0, share / ratio) for share in budget_shares(inputs) for ratio in ratios]
+    table = LatencyTable.load(inputs.path / "table.json")
+    saved = 1 - vocabulary_ratio(inputs, inputs.target, table.reference_ms)
+    return [min(1.0, share / ratio + saved) for share in budget_shares(inputs) for ratio in ratios]

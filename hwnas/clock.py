@@ -31,14 +31,19 @@ class StructureClock:
     repeats: int  # at most, see `settled`
     directory: RunDirectory  # where measurements are kept
     kept_as: str = "structure"
+    vocab: int | None = None  # tokens that structures know; None: all that the full model does
 
     @cached_property
     def _stopwatch(self) -> Stopwatch:
-        from hwnas.latency.graphs import builder
+        from hwnas.latency.graphs import builder, of_vocabulary
         from hwnas.latency.session import Stopwatch
 
         full = Subnetwork.full(find_shape(self.config))
-        return Stopwatch(builder(self.config, self.target), self.target, full)
+        whole = builder(self.config, self.target)
+        stopwatch = Stopwatch(whole, self.target, full)
+        if self.vocab is not None:
+            stopwatch.build = builder(of_vocabulary(self.config, self.vocab), self.target)
+        return stopwatch
 
     def time(self, subnetwork: Subnetwork) -> float:
         """Measured ms: the ratio to the full model times the table's reference."""

@@ -80,14 +80,11 @@ class Contest:
     def clock(self) -> StructureClock:
         """Times structures of every budget."""
         inputs = self.inputs
-        return StructureClock(
-            config=inputs.config,
-            target=self.deployment.target if self.deployment else inputs.target,
-            reference_ms=self.table.reference_ms * self.scale,
-            pairs=inputs.recipe.measure.pairs,
-            repeats=inputs.recipe.measure.repeats,
-            directory=inputs.directory,
-            kept_as=f"{self.deployment_name} structure".strip(),
+        return stages.structure_clock(
+            inputs,
+            self.deployment.target if self.deployment else inputs.target,
+            self.table.reference_ms * self.scale,
+            f"{self.deployment_name} structure".strip(),
         )
 
     @cached_property

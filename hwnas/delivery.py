@@ -6,7 +6,6 @@ Latency is measured in pairs with the exported baseline; the ratio decides wheth
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -75,7 +74,7 @@ def deliver(
     with directory.stage("export"):
         write_exact(inputs, path / "baseline" / "model", path / "baseline")
         for budget, winner in winners.items():
-            write_exact(inputs, winner.weights, folders[budget], trim=recipe.vocabulary.trim)
+            write_exact(inputs, winner.weights, folders[budget], trim=True)
         write_quantized(inputs, path / "baseline", inputs.target)
         for budget, folder in folders.items():
             write_quantized(inputs, folder, targets[budget])
@@ -140,7 +139,7 @@ def exceeded(inputs: Inputs, budget: str, winner: Winner) -> float:
     with inputs.directory.stage("export"):
         write_exact(inputs, inputs.path / "baseline" / "model", inputs.path / "baseline")
         write_quantized(inputs, inputs.path / "baseline", own)
-        write_exact(inputs, winner.weights, folder, trim=inputs.recipe.vocabulary.trim)
+        write_exact(inputs, winner.weights, folder, trim=True)
         write_quantized(inputs, folder, target)
     with inputs.directory.stage("verify"):
         timing = _time(inputs, budget, folder, target)
@@ -165,7 +164,11 @@ def _write(path: Path, summary: Summary) -> None:
 
 
 def write_exact(inputs: Inputs, weights: Path, out: Path, *, trim: bool = False) -> None:
-    """Write a model in every format; with a vocabulary of its task only, if that is asked for."""
+    """Write a model in every format.
+
+    Args:
+        trim: as chosen models are, whose vocabulary is its task's only where the recipe says so.
+    """
     from hwnas.export import FORMATS, export_model
     from hwnas.vocabulary import trim as trim_vocabulary
 
@@ -173,15 +176,9 @@ def write_exact(inputs: Inputs, weights: Path, out: Path, *, trim: bool = False)
     if not missing:
         return
     model, tokenizer = load(weights), inputs.tokenizer
-    if trim:
-        least = inputs.recipe.vocabulary.least
-        if inputs.recipe.task.is_written:  # templates and answers are among the rows
-            seen = itertools.chain(inputs.train["input_ids"], inputs.choice_validation["input_ids"])
-            tokenizer, report = trim_vocabulary(model, tokenizer, (), least=least, rows=seen)
-        else:
-            texts = inputs.task.texts()
-            tokenizer, report = trim_vocabulary(model, tokenizer, texts, least=least)
-        write_json(out / TRIMMED, report)
+    if trim and inputs.vocabulary is not None:
+        tokenizer = trim_vocabulary(model, tokenizer, inputs.vocabulary)
+        write_json(out / TRIMMED, inputs.vocabulary.report)
     export_model(model, tokenizer, out, missing)
 
 
@@ -346,7 +343,7 @@ def _beside(inputs: Inputs, baseline: Served, chosen: Mapping[str, Served]) -> l
             writes: load_exported(folder, one.target.threads, scoring=not writes)
             for writes in {d.by_writing for d in data}
         }
-        return [d.score(loaded[d.by_writing], tokenizer) for d in data]
+        return [d.score(loaded[d.by_writing], tokenizer, inputs.tokenizer) for d in data]
 
     model, tokenizer = load_for(recipe.model, inputs.task, seed=recipe.seed)
     before = [d.score(on_gpu(model), tokenizer) for d in data]

@@ -51,6 +51,7 @@ from hwnas.tasks.prompts import asked
 from hwnas.tasks.unlabelled import load_text
 from hwnas.training.baseline import MOVEMENT
 from hwnas.training.compute import FORWARD, step_cost, supernet_cost
+from hwnas.vocabulary import check_trimmable
 
 # the settings that a baseline, or a table, is made by; how long it is trained is compared apart
 _OF_BASELINE = (
@@ -213,6 +214,11 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
     if recipe.task.is_written:
         check_length(model.config, target)
         asked(tokenizer, "", chat=recipe.task.chat)
+    if recipe.vocabulary.trim:
+        try:
+            check_trimmable(model, tokenizer)
+        except UserError as error:
+            raise UserError(f"vocabulary.trim: {error}") from None
     for width in recipe.space.hidden:
         check_hidden(width, model.config, "space.hidden")
     if recipe.space.hidden and isinstance(task.kind, Embedding):

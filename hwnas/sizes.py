@@ -73,8 +73,7 @@ def sizes_at(inputs: Inputs, target: Target) -> Sizes:
 
         with tempfile.TemporaryDirectory(prefix="hwnas-") as temporary:
             folder = Path(temporary) / "whole"
-            trim = inputs.recipe.vocabulary.trim
-            write_exact(inputs, inputs.path / "baseline" / "model", folder, trim=trim)
+            write_exact(inputs, inputs.path / "baseline" / "model", folder, trim=True)
             write_quantized(inputs, folder, target)
             return {"mb": folder_size_mb(folder / served_folder(target))}
 

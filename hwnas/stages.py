@@ -6,6 +6,7 @@ The order, and what a stop does to it, are `pipeline`'s; here is what each stage
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import torch
 from hwnas.anatomy import Shape, find_shape
 from hwnas.boundaries import automatic, snapped
 from hwnas.budgets import budget_shares, structure_shares
+from hwnas.clock import StructureClock
 from hwnas.elastic.adapters import Adapters, merge_adapter
 from hwnas.elastic.residual import reorder_residual
 from hwnas.elastic.supernet import SuperNetwork
@@ -55,6 +57,7 @@ from hwnas.training.halving import rows
 from hwnas.training.optimization import Optimization, prepared
 from hwnas.training.sampling import Sandwich
 from hwnas.training.trainer import train
+from hwnas.vocabulary import Kept, kept_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -159,6 +162,28 @@ class Inputs:
         """Tokens of an average training row."""
         return mean_length(self.train)
 
+    @cached_property
+    def vocabulary(self) -> Kept | None:
+        """What the chosen models keep of the tokens; None: all."""
+        spec = self.recipe.vocabulary
+        if not spec.trim:
+            return None
+        if not self.recipe.task.is_written:
+            return kept_tokens(self.tokenizer, self.task.texts(), least=spec.least)
+        # templates and answers are among the rows
+        rows = itertools.chain(self.train["input_ids"], self.choice_validation["input_ids"])
+        return kept_tokens(self.tokenizer, least=spec.least, rows=rows)
+
+    @property
+    def tokens_written(self) -> int | None:
+        """How many tokens the chosen models choose from at each step; None: as the original.
+
+        An encoder's output layer has no tokens, so its vocabulary is no matter of latency.
+        """
+        if self.vocabulary is None or not self.recipe.task.is_written:
+            return None
+        return len(self.vocabulary.numbers)
+
     def _first(self, count: int) -> Dataset:
         half = self.task.search_validation
         return self.held_out(half.select(range(min(len(half), count))))
@@ -237,15 +262,17 @@ def baseline(inputs: Inputs) -> BaselineHistory:
 def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
     """`table.json`: operator costs of the target, measured now or given (and checked) before."""
     path = inputs.path / "table.json"
-    if not path.exists():
-        if given is None:
-            return profiled(inputs, inputs.target, path)
+    if not path.exists() and given is not None:
         LatencyTable.find(given).save(path)
-    return LatencyTable.load(path)
+    return profiled(inputs, inputs.target, path)
 
 
 def profiled(inputs: Inputs, target: Target, path: Path) -> LatencyTable:
-    """The latency table in the file `path`, measured if it is not there."""
+    """The latency table in the file `path`, measured if it is not there.
+
+    The file is of the whole model. Where chosen models keep only some of its tokens, what that
+    saves is measured too, and the table that is returned is of such models.
+    """
     from hwnas.latency.profiling import profile
 
     if not path.exists():
@@ -257,7 +284,48 @@ def profiled(inputs: Inputs, target: Target, path: Path) -> LatencyTable:
             seed=inputs.recipe.seed,
             hidden=inputs.recipe.space.hidden,
         ).save(path)
-    return LatencyTable.load(path)
+    table = LatencyTable.load(path)
+    if inputs.tokens_written is None:
+        return table
+    ratio = vocabulary_ratio(inputs, target, table.reference_ms)
+    return table.of_vocabulary(inputs.tokens_written, ratio)
+
+
+def vocabulary_ratio(inputs: Inputs, target: Target, reference_ms: float) -> float:
+    """The latency of the full widths with the tokens that chosen models keep, to that with all.
+
+    Measured once a run.
+
+    Args:
+        reference_ms: of the full model, by the table of that target.
+    """
+    if inputs.tokens_written is None:
+        return 1.0
+    kept_as = f"{inputs.tokens_written} tokens at {target}:"
+    clock = structure_clock(inputs, target, reference_ms, kept_as)
+    return clock.time(Subnetwork.full(inputs.shape)) / reference_ms
+
+
+def structure_clock(
+    inputs: Inputs, target: Target, reference_ms: float, kept_as: str
+) -> StructureClock:
+    """Times structures as the recipe has it, with the tokens that chosen models keep.
+
+    Args:
+        reference_ms: of the full model, by the table of that target.
+        kept_as: what the measurements are called.
+    """
+    measure = inputs.recipe.measure
+    return StructureClock(
+        config=inputs.config,
+        target=target,
+        reference_ms=reference_ms,
+        pairs=measure.pairs,
+        repeats=measure.repeats,
+        directory=inputs.directory,
+        kept_as=kept_as,
+        vocab=inputs.tokens_written,
+    )
 
 
 def importance(inputs: Inputs) -> Importance:
@@ -373,9 +441,10 @@ def sandwich(inputs: Inputs, space: SearchSpace) -> Sandwich:
 
 
 def _latency_share(inputs: Inputs) -> Callable[[Subnetwork], float]:
-    """The predicted share of the full model's latency."""
-    predictor = LatencyTable.load(inputs.path / "table.json").predictor()
-    full = predictor.predict(Subnetwork.full(inputs.shape))
+    """The predicted share of the full model's latency, its whole vocabulary's included."""
+    whole = LatencyTable.load(inputs.path / "table.json").predictor()
+    full = whole.predict(Subnetwork.full(inputs.shape))
+    predictor = latency_table(inputs, None).predictor()
     return lambda subnetwork: predictor.predict(subnetwork) / full
 
 

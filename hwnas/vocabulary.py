@@ -10,7 +10,8 @@ a character which the original did not know either becomes the unknown token.
 
 A language model also writes with what is kept, and nothing else: the logits of kept tokens are as
 before, their probabilities have the others' divided among them, and a word that is gone is written
-in pieces, which the model has hardly learned to do. Perplexities count its own tokens.
+in pieces, which the model has hardly learned to do. Its output layer is quicker, a fifth of a small
+model's time for each token, which a search under a latency budget counts (`stages.profiled`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -61,28 +62,38 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Co
     return found
 
 
+class Kept(NamedTuple):
+    """The tokens that stay, ascending by their old numbers, which are their order in the new."""
+
+    numbers: tuple[int, ...]
+    report: TrimReport
+
+
 def trim(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    least: int = 1,
-    rows: Iterable[Sequence[int]] = (),
-) -> tuple[PreTrainedTokenizerBase, TrimReport]:
-    """Cut the vocabulary down to what `texts` need; the model's embeddings in place.
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept
+) -> PreTrainedTokenizerBase:
+    """Cut the vocabulary down to the tokens that stay; the model's embeddings in place.
 
     Args:
         model: its other weights stay as they are.
-        texts: of the task.
-        least: how often a token must occur to be kept for its own sake.
-        rows: token ids that count as well, of texts that are tokenized already.
+        kept: what `kept_tokens` found for the tokenizer.
 
     Returns:
-        The tokenizer for the model, and what was done.
+        The tokenizer for the model.
 
     Raises:
-        UserError: the tokenizer is of a kind that cannot be trimmed, or the model fills in masked
-            words.
+        UserError: as `check_trimmable`.
+    """
+    check_trimmable(model, tokenizer)
+    trimmed = _trimmed_tokenizer(tokenizer, _stored(tokenizer), kept.numbers)
+    _trim_embeddings(model, kept.numbers, trimmed)
+    return trimmed
+
+
+def check_trimmable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UserError` unless the two can be trimmed.
+
+    The tokenizer may be of a kind that cannot be, or the model one that fills in masked words.
     """
     if model.get_output_embeddings() is not None and not model.can_generate():
         raise UserError(
@@ -91,32 +102,51 @@ def trim(
         )
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{type(tokenizer).__name__}: only fast tokenizers can be trimmed")
-    backend: Any = tokenizer
-    stored = json.loads(backend.backend_tokenizer.to_str())
-    kind = stored["model"].get("type")
+    kind = _stored(tokenizer)["model"].get("type")
     if kind not in _MODELS:
         raise UserError(
             f"{type(tokenizer).__name__}: a tokenizer of kind {kind} cannot be trimmed; "
             f"those of {', '.join(_MODELS)} can"
         )
+
+
+def kept_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str] = (),
+    *,
+    least: int = 1,
+    rows: Iterable[Sequence[int]] = (),
+) -> Kept:
+    """Which tokens a vocabulary keeps that is trimmed for these texts.
+
+    Args:
+        tokenizer: one that `check_trimmable` takes.
+        texts: of the task.
+        least: how often a token must occur to be kept for its own sake.
+        rows: token ids that count as well, of texts that are tokenized already.
+    """
+    stored = _stored(tokenizer)
     counts = count_tokens(tokenizer, texts)
     read = 0
     for ids in rows:
         counts.update(ids)
         read += 1
     seen = {token for token, count in counts.items() if count >= least}
-    before = len(_tokens(stored))
-    kept = sorted(_needed(stored, seen))
-    trimmed = _trimmed_tokenizer(tokenizer, stored, kept)
-    _trim_embeddings(model, kept, trimmed)
+    numbers = tuple(sorted(_needed(stored, seen)))
     report = TrimReport(
-        before=before,
-        after=len(kept),
+        before=len(_tokens(stored)),
+        after=len(numbers),
         texts=len(texts) or read,
         seen=len(counts),
-        fallback=len(set(kept) - seen),
+        fallback=len(set(numbers) - seen),
     )
-    return trimmed, report
+    return Kept(numbers, report)
+
+
+def _stored(tokenizer: PreTrainedTokenizerBase | Any) -> dict[str, Any]:
+    """The tokenizer as its file has it."""
+    found: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return found
 
 
 def _tokens(stored: dict[str, Any]) -> dict[str, int]:

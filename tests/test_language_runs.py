@@ -15,8 +15,10 @@ from hwnas.cli import main
 from hwnas.export import load_exported, served_folder
 from hwnas.files import read_model
 from hwnas.importance.scores import Importance
+from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
-from hwnas.models import load
+from hwnas.models import load, load_tokenizer, model_folder
+from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Summary
 
 TARGET = "openvino:cpu:threads=1,phase=decode,cache=8"
@@ -148,6 +150,45 @@ def test_every_stage_on_a_tiny_model(
     assert _run(monkeypatch, "run", recipe, "--out", out, "--resume") == 0
 
 
+@pytest.mark.slow  # a run whose output layer is most of the model
+def test_the_search_counts_the_tokens_that_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import torch
+    from tiny_models import LLAMA
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = load_tokenizer(model_folder("demo:smollm2"))
+    torch.manual_seed(0)
+    config = LlamaConfig(**(LLAMA | {"vocab_size": len(tokenizer)}))
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    task = SETTINGS["task"] | {"max_length": 32}
+    changes = {"task": task, "budgets": ["70%"], "vocabulary": {"trim": True, "least": 2}}
+    out = tmp_path / "run"
+    recipe = _recipe(tmp_path, tmp_path / "model", **changes)
+    assert _run(monkeypatch, "run", recipe, "--out", out) == 0
+    chosen = read_model(out / "summary.json", Summary).chosen[0]
+    kept = json.loads((out / chosen.path / "vocabulary.json").read_text())
+    assert kept["after"] < kept["before"] / 2
+    measured = [json.loads(line) for line in (out / "measurements.jsonl").read_text().splitlines()]
+    (ratio,) = (
+        one["value"]["ratio"]
+        for one in measured
+        if one["key"].startswith(f"{kept['after']} tokens at {Target.parse(TARGET)}")
+    )
+    assert ratio < 0.9
+    table = LatencyTable.load(out / "table.json")
+    assert table.model.vocab == len(tokenizer), "what may be shared is of the whole model"
+    chosen_ms = table.predictor().predict(Subnetwork.of(chosen.genome))
+    saved_ms = (1 - ratio) * table.reference_ms
+    assert chosen.predicted_ms == pytest.approx(chosen_ms - saved_ms, rel=0.3)
+    # it is a wider one than the budget has room for where all tokens are kept
+    assert chosen_ms > 0.7 * table.reference_ms
+    served = load_exported(out / chosen.path / served_folder(Target.parse(TARGET)))
+    assert served.config.vocab_size == kept["after"]
+
+
 @pytest.mark.slow  # a minute: a run, killed and resumed
 @pytest.mark.parametrize("model", ["llama"], indirect=True)
 def test_an_adapter_that_peft_wrote_is_the_start(
@@ -204,6 +245,7 @@ def test_an_adapter_that_peft_wrote_is_the_start(
         ({"beside": {"x": {"data": "none.jsonl", "kind": "language"}}}, "beside.x: none.jsonl"),
         ({"beside": {"x": {"data": "a.jsonl"}}}, "beside.x: kind classification is for encoders"),
         ({"model": "demo:minilm"}, "an encoder writes no text"),
+        ({"vocabulary": {"trim": True}}, "vocabulary.trim: PreTrainedTokenizerFast: a tokenizer"),
         ({"model": "nowhere.gguf"}, "nowhere.gguf: no such folder"),
     ],
 )

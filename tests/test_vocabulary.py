@@ -21,7 +21,7 @@ from transformers import (
 
 from hwnas.errors import UserError
 from hwnas.models import load, load_model, load_tokenizer, model_folder
-from hwnas.vocabulary import count_tokens, trim
+from hwnas.vocabulary import check_trimmable, count_tokens, kept_tokens, trim
 
 TEXTS = [
     "The flight was delayed for three hours, and nobody told us why.",
@@ -42,7 +42,8 @@ def _check(model: Any, tokenizer: Any, folder: Path) -> Any:
     """Trim, compare, save and load; the report."""
     whole = copy.deepcopy(model)
     before = [tokenizer.tokenize(text) for text in TEXTS]
-    trimmed, report = trim(model, tokenizer, TEXTS)
+    kept = kept_tokens(tokenizer, TEXTS)
+    trimmed, report = trim(model, tokenizer, kept), kept.report
     assert [trimmed.tokenize(text) for text in TEXTS] == before
     assert report.after == len(trimmed) == model.config.vocab_size < report.before
     assert model.get_input_embeddings().weight.shape[0] == report.after
@@ -78,7 +79,7 @@ def test_a_token_must_occur_often_enough(minilm_dir: Path) -> None:
     model, tokenizer = load_model("demo:minilm", labels=["a", "b"])
     counts = count_tokens(tokenizer, TEXTS)
     assert counts[tokenizer.convert_tokens_to_ids("for")] == 2
-    trimmed, _ = trim(model, tokenizer, TEXTS, least=2)
+    trimmed = trim(model, tokenizer, kept_tokens(tokenizer, TEXTS, least=2))
     assert "for" in trimmed.get_vocab() and "flight" not in trimmed.get_vocab()
     assert trimmed.tokenize("flight") == ["f", "##l", "##i", "##g", "##h", "##t"]
 
@@ -153,7 +154,7 @@ def test_unigrams_of_deberta(tmp_path: Path) -> None:
 
 def test_what_cannot_be_trimmed(tiny_config: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="its output layer fills in words"):
-        trim(BertForMaskedLM(tiny_config), tiny_tokenizer, TEXTS)
+        check_trimmable(BertForMaskedLM(tiny_config), tiny_tokenizer)
     from tokenizers import Tokenizer, models
 
     words = PreTrainedTokenizerFast(
@@ -161,7 +162,7 @@ def test_what_cannot_be_trimmed(tiny_config: Any, tiny_tokenizer: Any) -> None:
     )
     model, _ = load_model("demo:minilm", labels=["a", "b"])
     with pytest.raises(UserError, match="a tokenizer of kind WordLevel cannot be trimmed"):
-        trim(model, words, TEXTS)
+        check_trimmable(model, words)
 
 
 def _kept_of(tokenizer: Any, trimmed: Any) -> torch.Tensor:
@@ -199,7 +200,8 @@ def test_a_language_model_writes_with_what_is_kept(
     whole = copy.deepcopy(model)
     asked = [{"role": "user", "content": TEXTS[0]}]
     rows = [tokenizer.apply_chat_template(asked, add_generation_prompt=True)]
-    trimmed, report = trim(model, tokenizer, (), rows=rows)
+    left = kept_tokens(tokenizer, rows=rows)
+    trimmed, report = trim(model, tokenizer, left), left.report
     assert report.texts == 1
     assert report.after == len(trimmed) < 600 < report.before
     kept = _kept_of(tokenizer, trimmed)
@@ -234,7 +236,8 @@ def test_smollm2_answers_with_few_of_its_words(smollm2_tokenizer: Any, tmp_path:
     with torch.inference_mode():
         said = model.generate(given, max_new_tokens=16, do_sample=False)[0]
     before = sum(p.numel() for p in model.parameters())
-    trimmed, report = trim(model, tokenizer, TEXTS, rows=[said.tolist()])
+    kept = kept_tokens(tokenizer, TEXTS, rows=[said.tolist()])
+    trimmed, report = trim(model, tokenizer, kept), kept.report
     after = sum(p.numel() for p in model.parameters())
     assert before - after == (report.before - report.after) * model.config.hidden_size
     model.save_pretrained(tmp_path)

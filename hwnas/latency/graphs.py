@@ -11,6 +11,7 @@ converters drop an addition of zeros and a multiplication by ones, which would f
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,16 @@ def builder(config: PretrainedConfig, target: Target) -> Builder:
         return [openvino_inferences(graph, target, vocab) for _ in range(compilations)]
 
     return graphs
+
+
+def of_vocabulary(config: PretrainedConfig, tokens: int) -> PretrainedConfig:
+    """The same model with so many tokens; the numbers of special ones only have to exist."""
+    smaller = copy.deepcopy(config)
+    smaller.vocab_size = tokens
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(smaller, name, None) is not None:
+            setattr(smaller, name, 0)
+    return smaller
 
 
 def template(config: PretrainedConfig, target: Target) -> Any:

@@ -27,6 +27,7 @@ from hwnas.latency.parts import (
     AtLength,
     Device,
     Entry,
+    Milliseconds,
     ModelSizes,
     Narrower,
     Operator,
@@ -130,6 +131,35 @@ class LatencyTable(Part):
                 return self.model_copy(update=alone)
         self.predictor().at_hidden(hidden)  # says which there are
         raise AssertionError
+
+    def of_vocabulary(self, tokens: int, ratio: float) -> LatencyTable:
+        """The costs of subnetworks that know so many tokens only, beside the same full model.
+
+        What a smaller output layer saves, it saves every subnetwork.
+
+        Args:
+            ratio: of the full widths' latency with so many tokens to that with all.
+        """
+        axis = Target.parse(self.target).axis
+        saved = {one.tokens: (1 - ratio) * one.reference_ms for one in self.lengths}
+
+        def less(entry: Entry) -> Entry:
+            if entry.op != "fixed":
+                return entry
+            at = entry.dims[axis]
+            was = entry.ms
+            ms = {name: max(0.0, getattr(was, name) - saved[at]) for name in type(was).model_fields}
+            share = ms["median"] * entry.ratio_to_reference / was.median if was.median else 0.0
+            update = {"ms": Milliseconds(**ms), "ratio_to_reference": share}
+            return entry.model_copy(update=update)
+
+        return self.model_copy(
+            update={
+                "model": self.model.model_copy(update={"vocab": tokens}),
+                "entries": tuple(map(less, self.entries)),
+                "validation": None,
+            }
+        )
 
     def _check_entries(self, target: Target) -> None:
         """Raise `ValueError` unless the entries are whole and contradict nothing."""

@@ -52,6 +52,19 @@ def refusal(act: Callable[[], object]) -> str:
     return message
 
 
+def test_fewer_tokens_save_every_subnetwork_the_same(table: LatencyTable) -> None:
+    fewer = table.of_vocabulary(40, 0.95)  # a twentieth of 2 ms; 0.2 ms are fixed
+    assert fewer.model.vocab == 40 and fewer.reference_ms == table.reference_ms
+    for genome in ([[4, 128]] * 2, [[1, 32], [0, 0]]):
+        before, after = (one.predictor().predict(Subnetwork.of(genome)) for one in (table, fewer))
+        assert after == pytest.approx(before - 0.1)
+    (fixed,) = (entry for entry in fewer.entries if entry.op == "fixed")
+    assert fixed.ms.p10 == pytest.approx(0.08) and fixed.ratio_to_reference == pytest.approx(0.05)
+    nothing = table.of_vocabulary(1, 0.5)
+    assert nothing.predictor().fixed_ms == 0, "more is not saved than what is not in the blocks"
+    LatencyTable.model_validate(fewer.model_dump())
+
+
 def test_round_trip(table: LatencyTable, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "table.json"
     table.save(path)

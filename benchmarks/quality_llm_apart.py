@@ -6,23 +6,25 @@ structures were measured to take beyond it there, and timed there afterwards; th
 again where they miss. All that is scored is the dense model, in torch. A row says what it was
 trained on.
 
-    results=benchmarks/results/quality_llm_on_gpu.json
-    python benchmarks/quality_llm_on_gpu.py tables                    # here, nothing beside it
-    python benchmarks/quality_llm_on_gpu.py train OUT.jsonl 0 1 2     # seeds, wherever
-    python benchmarks/quality_llm_on_gpu.py time OUT.jsonl --json $results   # here again
+    results=benchmarks/results/quality_llm_apart.json
+    python benchmarks/quality_llm_apart.py tables                    # here, nothing beside it
+    python benchmarks/quality_llm_apart.py train OUT.jsonl 0 1 2     # seeds, wherever
+    python benchmarks/quality_llm_apart.py time OUT.jsonl --json $results   # here again
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from quality_llm import BUDGETS, LEARNED, QUICK, one_shot, shortgpt
-from quality_llm import RUNS as LLM_RUNS
 from quality_llm import headline as of_rows
 from quality_llm import recipe_of as recipe_for
 from quality_on_gpu import TABLES, Job, time_rows, train
@@ -30,12 +32,11 @@ from quality_rivals import Kind
 from record import Results
 
 from hwnas import stages
-from hwnas.anatomy import Shape, find_shape
+from hwnas.anatomy import Shape
 from hwnas.beside import load_beside
-from hwnas.clock import StructureClock
 from hwnas.files import read_json, write_json
-from hwnas.latency.table import LatencyTable
-from hwnas.latency.target import Budget, Target
+from hwnas.latency.plan import whole_networks
+from hwnas.latency.target import Budget
 from hwnas.models import load, on_gpu
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
@@ -43,11 +44,15 @@ from hwnas.space import SearchSpace
 from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.loading import load_task
+from hwnas.vocabulary import trim
 
 NAME = "smollm2"
 BEYOND = TABLES / f"{NAME}-beyond.json"
-WHOLE, FEWER = "all blocks", "fewer blocks"
+MEASURED = "measurements.jsonl"  # beside it
+HEADS, NEURONS = 30 * 9, 30 * 1536  # of SmolLM2
+RANDOM = 8  # structures that are timed beside those by rules
 MARGIN = 0.01  # below the budget, for what cannot be timed before it is trained
+WHOLE = ("baseline", "lora")  # ways that keep all tokens
 RIVALS = ("uniform", "shortgpt", "one-shot")
 WORKERS = 14
 HERE = (
@@ -105,18 +110,56 @@ class LanguageJob(Job):
         ways: dict[str, Callable[[Inputs], Kind]] = {"shortgpt": shortgpt, "one-shot": one_shot}
         return ways[self.way](inputs) if self.way in ways else None
 
-    def predicted(self, subnetwork: Subnetwork) -> float:
-        """Milliseconds by the table, and what structures took beyond it."""
-        beyond = read_json(BEYOND)[kind_of(subnetwork)]
-        return super().predicted(subnetwork) * (float(beyond) + MARGIN)
+    def inputs(self) -> Inputs:
+        """With what was measured of the vocabulary where there was a clock."""
+        inputs = super().inputs()
+        for one in RunDirectory(BEYOND.parent, read_only=True).lines(MEASURED):
+            inputs.directory.measured(one["key"], partial(dict, one["value"]))
+        return inputs
+
+    def clock(self, inputs: Inputs) -> Callable[[Subnetwork], float]:
+        """Milliseconds by the table, and what such structures took beyond it."""
+        predicted, beyond = super().clock(inputs), Beyond(**read_json(BEYOND))
+        return lambda subnetwork: predicted(subnetwork) * (beyond.of(subnetwork) + MARGIN)
 
     def scores(self, inputs: Inputs, weights: Path) -> dict[str, Any]:
         """On what the recipe names beside its task; `metric` is the mean of what is learned."""
-        model = on_gpu(load(weights))
+        model, tokenizer = load(weights), inputs.tokenizer
+        if self.way not in WHOLE and inputs.vocabulary is not None:
+            tokenizer = trim(model, tokenizer, inputs.vocabulary)
         data = load_beside(inputs.recipe.beside, inputs.task.max_length)
-        found = {one.name: one.score(model, inputs.tokenizer) for one in data}
+        found = {one.name: one.score(on_gpu(model), tokenizer, inputs.tokenizer) for one in data}
         mean = statistics.mean(found[name] for name in LEARNED)
         return {"metric": mean, "scores": found | {"mean": mean}}
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What structures take beyond the table, as a plane through some that were timed."""
+
+    plain: float
+    heads: float  # for all of them
+    neurons: float
+    blocks: float
+
+    @classmethod
+    def fitted(cls, timed: Mapping[Subnetwork, float]) -> Beyond:
+        """By least squares."""
+        rows = np.array([[1.0, *_shares(subnetwork)] for subnetwork in timed])
+        found, *_ = np.linalg.lstsq(rows, np.array(list(timed.values())), rcond=None)
+        return cls(*map(float, found))
+
+    def of(self, subnetwork: Subnetwork) -> float:
+        """Times what the table says."""
+        heads, neurons, blocks = _shares(subnetwork)
+        return self.plain + self.heads * heads + self.neurons * neurons + self.blocks * blocks
+
+
+def _shares(subnetwork: Subnetwork) -> tuple[float, float, float]:
+    """Of all heads, neurons and blocks of SmolLM2."""
+    blocks = subnetwork.blocks
+    heads, neurons = sum(b.heads for b in blocks), sum(b.ffn for b in blocks)
+    return heads / HEADS, neurons / NEURONS, len(subnetwork.kept) / len(blocks)
 
 
 class Seed(NamedTuple):
@@ -144,45 +187,27 @@ class Seed(NamedTuple):
 
 def tables() -> None:
     """Measure the latency table, and how far beyond it structures of both budgets take."""
-    from hwnas.latency.profiling import profile
-
     recipe = recipe_for(0, quick=False)
     task = load_task(recipe.task_at_target)
-    config = stages.load_for(recipe.model, task, seed=0)[0].config
-    path = TABLES / f"{NAME}.json"
-    if not path.exists():
-        profile(config, recipe.target, validate=recipe.measure.validate_table, seed=0).save(path)
-    table = LatencyTable.load(path)
-    folder = LLM_RUNS / "beyond"
-    folder.mkdir(parents=True, exist_ok=True)
-    clock = StructureClock(
-        config=config,
-        target=Target.parse(recipe.target),
-        reference_ms=table.reference_ms,
-        pairs=recipe.measure.pairs,
-        repeats=recipe.measure.repeats,
-        directory=RunDirectory(folder),
-    )
+    model, tokenizer = stages.load_for(recipe.model, task, seed=0)
+    TABLES.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(TABLES)
+    inputs = Inputs(recipe, directory, recipe.compute, task, tokenizer, model.config)
+    table = stages.profiled(inputs, inputs.target, TABLES / f"{NAME}.json")
+    clock = stages.structure_clock(inputs, inputs.target, table.reference_ms, "structure")
     predictor = table.predictor()
-    ratios: dict[str, list[float]] = {WHOLE: [], FEWER: []}
-    for row in table.validation.rows if table.validation else ():
-        ratio = row.measured_ms / row.predicted_ms
-        ratios[kind_of(Subnetwork.of(row.genome))].append(ratio)
+    structures = whole_networks(inputs.shape, RANDOM, seed=1)
     for text in BUDGETS:
         budget_ms = Budget.parse(text).in_ms(table.reference_ms)
-        for kind, structures in by_rule(find_shape(config)).items():
-            fits = (s for s in structures if predictor.predict(s) <= budget_ms)
-            if (structure := next(fits, None)) is not None:
-                ratio = clock.time(structure) / predictor.predict(structure)
-                ratios[kind_of(structure)].append(ratio)
-                print(text, kind, ratio, flush=True)
-    clock.directory.close()
-    write_json(BEYOND, {kind: statistics.median(found) for kind, found in ratios.items()})
-
-
-def kind_of(subnetwork: Subnetwork) -> str:
-    """Whether it has all blocks; those that have not were seen further beyond the table."""
-    return WHOLE if len(subnetwork.kept) == len(subnetwork.blocks) else FEWER
+        for ruled in by_rule(inputs.shape).values():
+            fits = (s for s in ruled if predictor.predict(s) <= budget_ms)
+            structures += [s for s in [next(fits, None)] if s is not None]
+    timed: dict[Subnetwork, float] = {}
+    for structure in structures:
+        timed[structure] = clock.time(structure) / predictor.predict(structure)
+        print(structure, round(timed[structure], 3), flush=True)
+    directory.close()
+    write_json(BEYOND, asdict(Beyond.fitted(timed)))
 
 
 def by_rule(shape: Shape) -> dict[str, list[Subnetwork]]:
@@ -223,7 +248,7 @@ def main() -> None:
         groups = [Seed.of(s, RIVALS if s < 2 else (), minutes).after for s in args.seeds]
         train(args.out, groups, args.workers)
     else:
-        results = Results("quality_llm_on_gpu", quick=False, protocol=HERE, path=args.json)
+        results = Results("quality_llm_apart", quick=False, protocol=HERE, path=args.json)
         time_rows(args.trained, results, LanguageJob)
         results.finish(of_rows(results.rows))
 
