@@ -154,7 +154,7 @@ def recipe_of(seed: int, quick: bool) -> Recipe:
         "compute": COMPUTE | (QUICK if quick else {}),
         "measure": {"validate_table": 0 if quick else 8, "table_minutes": 0.5 if quick else None},
         "importance": {"rows": 8, "loss_rows": 2} if quick else {},
-        "training": {"precision": "bf16"},
+        "training": {"precision": "bf16", "adapters": {"students_rate": 1e-3}},
         "vocabulary": {"trim": True},
     }
     return validate(Recipe, value, where="quality_llm")

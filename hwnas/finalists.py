@@ -195,6 +195,7 @@ def _entrant(
         steps = plan.heir_steps if origins[start].heir else plan.winner_steps
     losses = {str(d.target): d.anchor.loss for d in contest.deployments}
     whole = start == _BASELINE
+    training = contest.inputs.recipe.training
     return Entrant(
         structure.kind,
         subnetwork,
@@ -202,7 +203,7 @@ def _entrant(
         steps,
         losses.get(structure.deployment, 0.0),
         trained=whole,
-        rate=contest.inputs.recipe.training.baseline_rate if whole else None,
+        rate=training.baseline_rate if whole and contest.inputs.recipe.adapters is None else None,
     )
 
 

@@ -134,7 +134,7 @@ class Inputs:
         adapters = self.recipe.adapters
         return Optimization(
             steps=steps,
-            learning_rate=adapters.rate if adapters else learning_rate,
+            learning_rate=adapters.rate_of(student=student) if adapters else learning_rate,
             batch=self.plan.batch,
             distill_weight=training.distill_weight,
             temperature=training.temperature,

@@ -14,6 +14,8 @@ class AdapterSpec(BaseModel):
     alpha: float = Field(64.0, gt=0)  # outputs are scaled by alpha / rank
     dropout: float = Field(0.1, ge=0, lt=1)
     rate: float = Field(3e-4, gt=0, lt=1)  # of learning, in all stages
+    # of those who learn from the baseline; by default the same
+    students_rate: float | None = Field(None, gt=0, lt=1)
     # ranks that the super-network's sampled subnetworks have, the adapters' own beside them
     ranks: tuple[int, ...] = Field((), validate_default=True)
     start: str | None = None  # a folder with an adapter of the original model that peft wrote
@@ -26,6 +28,10 @@ class AdapterSpec(BaseModel):
             if not 0 < value <= rank:
                 raise ValueError(f"{value} is not from 1 to the adapters' rank, {rank}")
         return values
+
+    def rate_of(self, *, student: bool) -> float:
+        """The rate of learning of the baseline, or of one who learns from it."""
+        return self.students_rate if student and self.students_rate is not None else self.rate
 
     @property
     def scaling(self) -> float:

@@ -20,7 +20,9 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.importance.reordering import Order, reorder
 from hwnas.importance.scores import Importance
+from hwnas.recipe import Recipe
 from hwnas.space import SearchSpace
+from hwnas.stages import Inputs
 
 SPEC = AdapterSpec(rank=4, alpha=8.0, dropout=0.0)
 
@@ -88,6 +90,21 @@ def test_nothing_changes_before_training_and_only_adapters_are_trained() -> None
     assert gap(answer_of(model), before) > 0
     for name, tensor in frozen.items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_students_may_learn_at_another_rate_than_the_baseline() -> None:
+    task = {"data": "demo:tweets", "kind": "choice", "choices": ["a", "b"]}
+    target = "openvino:cpu:threads=1,phase=decode,cache=8"
+    for given, expected in (({}, [2e-4, 2e-4]), ({"students_rate": 1e-3}, [2e-4, 1e-3])):
+        training = {"adapters": {"rate": 2e-4} | given, "dropout": False}
+        recipe = Recipe.model_validate({"task": task, "target": target, "training": training})
+        nothing: Any = None
+        inputs = Inputs(recipe, nothing, recipe.compute, nothing, nothing, nothing)
+        rates = [
+            inputs.optimization(5, 1e-2, 0, student=student).learning_rate
+            for student in (False, True)
+        ]
+        assert rates == expected
 
 
 def test_peft_reads_what_is_written_for_the_model_as_it_was(tmp_path: Path) -> None:
