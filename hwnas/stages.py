@@ -152,10 +152,11 @@ class Inputs:
     @property
     def _baseline_dropout(self) -> bool:
         """By default, if its training sees rows twice, which it might learn by heart."""
-        longest = self.plan.baseline_steps(len(self.recipe.budgets))
-        sees_twice = longest * self.plan.batch > len(self.train)
         given = self.recipe.training.dropout
-        return sees_twice if given is None else given
+        if given is not None:
+            return given
+        longest = self.plan.baseline_steps(len(self.recipe.budgets))
+        return longest * self.plan.batch > len(self.train)
 
     @property
     def mean_length(self) -> int:
