@@ -69,7 +69,7 @@ models = [
     AutoModelForCausalLM.from_pretrained(whole).eval(),
     OVModelForCausalLM.from_pretrained(served, ov_config=config),
 ]
-tokenizer = AutoTokenizer.from_pretrained(served)
+tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (whole, served)]
 
 class Clock(BaseStreamer):
     def __init__(self): self.times = []
@@ -78,9 +78,9 @@ class Clock(BaseStreamer):
 
 found = []
 for prompt in json.load(sys.stdin):
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
     took = []
-    for model in models:
+    for model, tokenizer in zip(models, tokenizers):
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
         clock = Clock()
         with torch.inference_mode():
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,

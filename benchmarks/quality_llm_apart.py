@@ -127,6 +127,9 @@ class LanguageJob(Job):
         model, tokenizer = load(weights), inputs.tokenizer
         if self.way not in WHOLE and inputs.vocabulary is not None:
             tokenizer = trim(model, tokenizer, inputs.vocabulary)
+            _, budget, *_ = weights.relative_to(inputs.path).parts
+            for one in (model, tokenizer):  # what llm_together.py takes
+                one.save_pretrained(inputs.path / "trimmed" / budget)
         data = load_beside(inputs.recipe.beside, inputs.task.max_length)
         found = {one.name: one.score(on_gpu(model), tokenizer, inputs.tokenizer) for one in data}
         mean = statistics.mean(found[name] for name in LEARNED)
