@@ -40,10 +40,10 @@ class StructureClock:
 
         full = Subnetwork.full(find_shape(self.config))
         whole = builder(self.config, self.target)
-        stopwatch = Stopwatch(whole, self.target, full)
-        if self.vocab is not None:
-            stopwatch.build = builder(of_vocabulary(self.config, self.vocab), self.target)
-        return stopwatch
+        if self.vocab is None:
+            return Stopwatch(whole, self.target, full)
+        build = builder(of_vocabulary(self.config, self.vocab), self.target)
+        return Stopwatch(build, self.target, full, whole)
 
     def time(self, subnetwork: Subnetwork) -> float:
         """Measured ms: the ratio to the full model times the table's reference."""

@@ -90,12 +90,21 @@ class Stopwatch:
 
     A reference that is one compilation would pass its luck on to every ratio (`measure.Turns`). So
     it is compiled several times, and its compilations take turns.
+
+    Args:
+        build_reference: compiles the reference, where that is of another model than `build`.
     """
 
-    def __init__(self, build: Builder, target: Target, reference: Subnetwork) -> None:
+    def __init__(
+        self,
+        build: Builder,
+        target: Target,
+        reference: Subnetwork,
+        build_reference: Builder | None = None,
+    ) -> None:
         self.build = build
         self.target = target
-        self.reference = self._turns(reference, COMPILATIONS)
+        self.reference = _turns(build_reference or build, reference, COMPILATIONS)
         self.patience = patience_for(target)
 
     def time(
@@ -110,7 +119,7 @@ class Stopwatch:
         Args:
             seconds: at each length at most, if three pairs take no longer.
         """
-        candidate = self._turns(subnetwork, compilations)
+        candidate = _turns(self.build, subnetwork, compilations)
         points = time_at_lengths(
             candidate, self.reference, self.target, pairs, seconds, self.patience
         )
@@ -121,9 +130,10 @@ class Stopwatch:
         measured = self.time(subnetwork, pairs, COMPILATIONS)
         return as_stated(measured.points, self.target)
 
-    def _turns(self, subnetwork: Subnetwork, compilations: int) -> list[Turns]:
-        built = self.build(subnetwork, compilations)
-        return [Turns(at_one_length) for at_one_length in zip(*built, strict=True)]
+
+def _turns(build: Builder, subnetwork: Subnetwork, compilations: int) -> list[Turns]:
+    built = build(subnetwork, compilations)
+    return [Turns(at_one_length) for at_one_length in zip(*built, strict=True)]
 
 
 def run(
