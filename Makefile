@@ -85,7 +85,7 @@ lint: $(READY)
 	$(BIN)/mypy $(TYPECHECK)/hwnas $(wildcard benchmarks/*.py)
 
 bench: $(READY)
-	for benchmark in $(filter-out benchmarks/record.py benchmarks/deeper.py benchmarks/latency_rivals.py benchmarks/quality_rivals.py,$(wildcard benchmarks/*.py)); do \
+	for benchmark in $(filter-out benchmarks/record.py benchmarks/deeper.py benchmarks/latency_rivals.py benchmarks/quality_rivals.py benchmarks/quality_on_gpu.py benchmarks/quality_llm_apart.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$benchmark"; $(BIN)/python $$benchmark --quick; \
 	done
 
