@@ -155,7 +155,7 @@ def recipe_of(seed: int, quick: bool) -> Recipe:
         "measure": {"validate_table": 0 if quick else 8, "table_minutes": 0.5 if quick else None},
         "importance": {"rows": 8, "loss_rows": 2} if quick else {},
         "training": {"precision": "bf16", "adapters": {"students_rate": 1e-3}},
-        "vocabulary": {"trim": True},
+        "vocabulary": {"trim": True, "least": 2},
     }
     return validate(Recipe, value, where="quality_llm")
 

@@ -171,8 +171,9 @@ class Inputs:
             return None
         if not self.recipe.task.is_written:
             return kept_tokens(self.tokenizer, self.task.texts(), least=spec.least)
-        # templates and answers are among the rows
-        rows = itertools.chain(self.train["input_ids"], self.choice_validation["input_ids"])
+        # as they are judged by: with templates, and all that is offered to choose from
+        read = (self._encode(self.task.train), self.choice_validation)
+        rows = itertools.chain.from_iterable(encoded["input_ids"] for encoded in read)
         return kept_tokens(self.tokenizer, least=spec.least, rows=rows)
 
     @property
