@@ -193,7 +193,7 @@ def _influence(inputs: Inputs) -> list[float]:
     for at in range(0, len(rows), _BATCH):
         batch = dict(collate([rows[i] for i in range(at, min(at + _BATCH, len(rows)))]))
         real = batch["attention_mask"].bool()
-        states = states_of(model, model, batch, True).hidden_states
+        states = states_of(model, model, batch, True).every or ()
         for i in range(len(totals)):
             alike = torch.cosine_similarity(states[i][real], states[i + 1][real], dim=-1)
             totals[i] += float((1 - alike).sum())

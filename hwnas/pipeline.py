@@ -49,6 +49,7 @@ from hwnas.tasks.generation import EXACT_MATCH
 from hwnas.tasks.loading import load_task
 from hwnas.tasks.prompts import asked
 from hwnas.tasks.unlabelled import load_text
+from hwnas.tasks.written import branches
 from hwnas.training.baseline import MOVEMENT
 from hwnas.training.compute import FORWARD, step_cost, supernet_cost
 from hwnas.vocabulary import check_trimmable
@@ -218,6 +219,11 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
     if recipe.task.is_written:
         check_length(model.config, target)
         asked(tokenizer, "", chat=recipe.task.chat)
+        if recipe.task.learn == "choices" and not branches(model):
+            raise UserError(
+                f"task.learn: choices are read side by side, which {model.config.model_type}'s "
+                "attention cannot; use answer"
+            )
     if recipe.vocabulary.trim:
         try:
             check_trimmable(model, tokenizer)

@@ -117,7 +117,9 @@ def test_every_stage_on_a_tiny_model(
     limited = "llama" in (model / "config.json").read_text()
     if limited:  # takes a second latency table
         limits["first_token"] = {"prompt": 8, "budget": "99%"}
-    recipe = _recipe(tmp_path, model, beside=beside, limits=limits)
+    branching = "bloom" not in (model / "config.json").read_text()
+    task = SETTINGS["task"] | {"learn": "choices" if branching else "answer"}
+    recipe = _recipe(tmp_path, model, task=task, beside=beside, limits=limits)
     assert _run(monkeypatch, "run", recipe, "--out", out) == 0
     summary = read_model(out / "summary.json", Summary)
     assert summary.pipeline == "text-generation"
@@ -218,6 +220,16 @@ def test_an_adapter_that_peft_wrote_is_the_start(
     assert _run(monkeypatch, "run", recipe, "--out", tmp_path / "other") == 2
     assert "training.adapters.start: " in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("model", ["bloom"], indirect=True)
+def test_an_attention_that_cannot_branch_does_not_learn_choices(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    recipe = _recipe(tmp_path, model, task=SETTINGS["task"] | {"learn": "choices"})
+    assert _run(monkeypatch, "run", recipe, "--out", tmp_path / "run") == 2
+    assert "bloom's attention cannot; use answer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("model", ["llama"], indirect=True)

@@ -2,7 +2,9 @@
 
 The protocol of lm-evaluation-harness: the prompt is followed by each answer in turn, and the sum of
 its tokens' log-likelihoods is its score (`accuracy`), or that sum for each byte of the answer
-(`accuracy_norm`). What is learned is the right answer, after the prompt.
+(`accuracy_norm`). What is learned is the right answer after the prompt, or, beside it, which of the
+answers is the right one: the cross-entropy of the same scores that it is judged by, of all answers
+in one pass.
 
 Rows are read in three forms:
 
@@ -19,19 +21,29 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hwnas.errors import UserError
-from hwnas.tasks.classification import cross_entropy, divergence
+from hwnas.tasks.classification import cross_entropy, divergence, softened
 from hwnas.tasks.encoding import check_length, in_chunks
 from hwnas.tasks.prompts import asked, default_template, fill
 from hwnas.tasks.rows import Columns, Row, text_of
-from hwnas.tasks.written import BEGINNING, IGNORED, Joined, WrittenTask, cut, joined_ids
+from hwnas.tasks.written import (
+    BEGINNING,
+    IGNORED,
+    Joined,
+    Places,
+    WrittenTask,
+    cut,
+    joined_ids,
+    wide,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
@@ -39,6 +51,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024  # questions tokenized at a time
 _FORMAT = "Answer format:"
+_NO_CHOICE = -1e4  # score of a choice that a question does not have
 _LEAD = re.compile(r"^Please [^:]*:\s*")  # "Please choose the correct answer to the question: "
 
 
@@ -50,6 +63,9 @@ class Choice(WrittenTask):
         choices: name of a class -> what is said for it; empty where each row has its own.
         template: of the prompt, see `prompts`; empty: the usual one.
         chat: the prompt is a chat's first message, and the right answer ends the reply.
+        learn: "answer": the right one alone; "choices": which one it is, too.
+        per_byte: choices are judged by their bytes, so losses compare them likewise, times the mean
+            size of a question's choices.
     """
 
     metrics: tuple[str, ...] = ("accuracy", "accuracy_norm")
@@ -58,6 +74,8 @@ class Choice(WrittenTask):
     choices: tuple[tuple[str, str], ...] = ()
     template: str = ""
     chat: bool = False
+    learn: str = "answer"
+    per_byte: bool = False
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
         """The prompt and the choices, as texts; the index of the right one."""
@@ -101,40 +119,52 @@ class Choice(WrittenTask):
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
         """One row a question, that branches into its choices."""
-        return self._encoded(split, tokenizer, max_length, every=True)
+        offered = zip(split["choices"], split["label"], strict=True)
+        return self._encoded(split, tokenizer, max_length, list(offered))
 
     def encode_training(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
-        """One row a question, with the right choice only."""
-        return self._encoded(split, tokenizer, max_length, every=False)
+        """One row a question: with the right choice only, or with all, the right one first."""
+        offered = []
+        for choices, right in zip(split["choices"], split["label"], strict=True):
+            others = [*choices[:right], *choices[right + 1 :]] if self.learn == "choices" else []
+            offered.append(([choices[right], *others], 0))
+        return self._encoded(split, tokenizer, max_length, offered, ends=self.chat)
 
     def _encoded(
-        self, split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int, *, every: bool
+        self,
+        split: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        most: int,
+        offered: Sequence[tuple[Sequence[str], int]],
+        *,
+        ends: bool = False,
     ) -> Dataset:
+        """Rows of questions with what each offers, and which of it is right.
+
+        Args:
+            ends: whether a choice that is offered alone ends what is said.
+        """
         from datasets import Dataset
 
         check_length(tokenizer, most)
+        end = tokenizer.eos_token_id if ends else None
 
-        def encode(start: int, end: int) -> Dataset:
-            part = split[start:end]
-            given = [asked(tokenizer, prompt, chat=self.chat) for prompt in part["text"]]
-            offered = [
-                choices if every else [choices[right]]
-                for choices, right in zip(part["choices"], part["label"], strict=True)
-            ]
-            begun = [text for text, some in zip(given, offered, strict=True) for _ in some]
-            read = iter(joined_ids(tokenizer, begun, self._continued(given, offered)))
+        def encode(start: int, stop: int) -> Dataset:
+            given = [asked(tokenizer, text, chat=self.chat) for text in split[start:stop]["text"]]
+            part = offered[start:stop]
+            begun = [text for text, (some, _) in zip(given, part, strict=True) for _ in some]
+            said = self._continued(given, [some for some, _ in part])
+            read = iter(joined_ids(tokenizer, begun, said))
             rows: list[dict[str, Any]] = []
-            for some, right in zip(offered, part["label"], strict=True):
-                ends = self.chat and not every
-                row = _row(
-                    [next(read) for _ in some], most, tokenizer.eos_token_id if ends else None
-                )
-                if every:
-                    row |= {"answer": right, "bytes": [len(one.encode()) for one in some]}
-                else:
+            for some, right in part:
+                alone = len(some) == 1
+                row = _row([next(read) for _ in some], most, end if alone else None)
+                if alone:
                     del row["branch"]
+                else:
+                    row |= {"answer": right, "bytes": [len(one.encode()) for one in some]}
                 rows.append(row)
             return Dataset.from_list(rows)
 
@@ -148,14 +178,54 @@ class Choice(WrittenTask):
             found += [space + one for one in choices]
         return found
 
+    def hard_loss(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Of the right answer's tokens, and of which answer is right if that is learned, nats."""
+        from torch.nn import functional as F
+
+        if "branch" not in inputs:
+            return super().hard_loss(outputs, inputs)
+        said = _Choices.of(outputs.logits, inputs)
+        scores = self._compared(said.scores, inputs)
+        right = F.cross_entropy(scores, scores.new_zeros(len(scores), dtype=inputs["branch"].dtype))
+        return right - said.tokens[said.which == 0].mean()
+
+    def soft_loss(
+        self, outputs: Any, teacher: Any, inputs: Mapping[str, torch.Tensor], temperature: float
+    ) -> torch.Tensor:
+        """By token, and by choice if that is learned."""
+        by_token = super().soft_loss(outputs, teacher, inputs, temperature)
+        if "branch" not in inputs:
+            return by_token
+        scores, wanted = (
+            self._compared(_Choices.of(said.logits, inputs).scores, inputs)
+            for said in (outputs, teacher)
+        )
+        return by_token + softened(scores, wanted, temperature)
+
+    def _compared(self, scores: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Scores of choices `(batch, choices)` as they are compared; see `per_byte`."""
+        if not self.per_byte:
+            return scores
+        sizes = inputs["bytes"][:, : scores.shape[1]].to(scores)
+        offered = sizes > 0
+        mean = sizes.sum(1, keepdim=True) / offered.sum(1, keepdim=True)
+        return (scores * mean / sizes.clamp_min(1)).where(offered, scores)
+
     def loss(self, answers: Floats, encoded: Dataset) -> float:
         """Cross-entropy of the right choice among those of its question, nats."""
-        scores = self._scores(answers, encoded)
-        return cross_entropy(scores, encoded["answer"])
+        return cross_entropy(self._logits(answers, encoded), encoded["answer"])
 
     def divergence(self, teacher: Floats, answers: Floats, encoded: Dataset) -> float:
         """The mean KL from the teacher's distribution over each question's choices, nats."""
-        return divergence(self._scores(teacher, encoded), self._scores(answers, encoded))
+        return divergence(self._logits(teacher, encoded), self._logits(answers, encoded))
+
+    def _logits(self, answers: Floats, encoded: Dataset) -> npt.NDArray[np.float64]:
+        """Scores of choices `(questions, most choices)` as losses compare them."""
+        scores = self._scores(answers, encoded)
+        if self.per_byte:
+            for row, sizes in zip(scores, encoded["bytes"], strict=True):
+                row[: len(sizes)] *= np.mean(sizes) / sizes
+        return scores
 
     def score(self, metric: str, answers: Floats, encoded: Dataset) -> float:
         """The share of questions whose right choice has the highest score, times 100."""
@@ -169,16 +239,49 @@ class Choice(WrittenTask):
 
     @staticmethod
     def _scores(answers: Floats, encoded: Dataset) -> npt.NDArray[np.float64]:
-        """The log-likelihood of every choice, `(questions, most choices)`; -1e4 for none."""
+        """The log-likelihood of every choice, `(questions, most choices)`."""
         lengths = np.asarray(encoded["length"])
         branch = np.concatenate([np.asarray(row) for row in encoded["branch"]])
         question = np.repeat(np.arange(len(lengths)), lengths)
         of_choice = branch >= 0
-        scores = np.full((len(lengths), int(branch.max()) + 1), -1e4)
+        scores = np.full((len(lengths), int(branch.max()) + 1), _NO_CHOICE)
         scores[question[of_choice], branch[of_choice]] = 0.0
         places = question[of_choice], branch[of_choice]
         np.add.at(scores, places, answers[of_choice, 0].astype(np.float64))
         return scores
+
+
+class _Choices(NamedTuple):
+    """What a model says of a batch of questions with all their choices.
+
+    Attributes:
+        scores: log-likelihoods, `(batch, choices)`.
+        tokens: log-likelihoods of the tokens that count, `(n,)`.
+        which: choice each of them is of, likewise.
+    """
+
+    scores: torch.Tensor
+    tokens: torch.Tensor
+    which: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> _Choices:
+        """By logits `(n, vocabulary)` of the tokens that count."""
+        branch = inputs["branch"]
+        rows, at, _ = Places.of(inputs["labels"], branch)
+        which = branch[rows, at]
+        said = wide(logits).log_softmax(-1).gather(-1, inputs["labels"][rows, at, None])[:, 0]
+        scores = said.new_zeros(len(branch), int(which.max()) + 1)
+        none = scores.index_put((rows, which), said.new_ones(())) == 0
+        found = scores.index_put((rows, which), said, accumulate=True)
+        return cls(found.masked_fill(none, _NO_CHOICE), said, which)
+
+
+def _right_first(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A question of a split with the right choice before the others."""
+    right, choices = record["label"], record["choices"]
+    others = [one for number, one in enumerate(choices) if number != right]
+    return {"choices": [choices[right], *others], "label": 0}
 
 
 def _row(read: Sequence[Joined], most: int, end: int | None) -> dict[str, Any]:

@@ -118,6 +118,8 @@ class TaskSpec(BaseModel):
     )
     # of choice, where rows are texts in classes: class -> what is said for it, or a list of both
     choices: dict[str, str] | None = None
+    # of choice: the right one is learned alone, or which one it is, too
+    learn: Literal["answer", "choices"] = "answer"
     # of choice and instruction: the prompt, with {column} for each column of text
     template: str | None = None
     chat: bool = False  # likewise: whether it is said as a chat, by the model's chat template
@@ -160,6 +162,13 @@ class TaskSpec(BaseModel):
             raise ValueError("is for tasks of kind choice; leave it out")
         if value is not None and (len(value) < 2 or len(set(value.values())) < len(value)):
             raise ValueError(f"{value}: give two or more different choices")
+        return value
+
+    @field_validator("learn")
+    @classmethod
+    def _of_choices(cls, value: str, info: ValidationInfo) -> str:
+        if value != "answer" and _kind_name(info.data) != "choice":
+            raise ValueError("is for tasks of kind choice; leave it out")
         return value
 
     @field_validator("template")
@@ -211,7 +220,11 @@ class TaskSpec(BaseModel):
         if self.kind_name in ("choice", "instruction"):
             settings |= {"template": self.template or "", "chat": self.chat}
         if self.kind_name == "choice":
-            settings["choices"] = tuple((self.choices or {}).items())
+            settings |= {
+                "choices": tuple((self.choices or {}).items()),
+                "learn": self.learn,
+                "per_byte": self.metric == "accuracy_norm",
+            }
         return kind_named(self.kind_name, **settings)
 
     @property

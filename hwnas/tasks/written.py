@@ -88,34 +88,104 @@ def seen(mask: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
     return found | torch.eye(seq, dtype=torch.bool, device=mask.device)
 
 
-def states_of(model: Any, inner: Any, inputs: Mapping[str, torch.Tensor], every: bool) -> Any:
-    """The base model's output for a batch, before the output layer.
+class States(NamedTuple):
+    """What is inside a language model after a batch, each `(batch, seq, hidden)`.
+
+    Attributes:
+        last: before the output layer.
+        every: of the embeddings and after each block, if asked for.
+    """
+
+    last: torch.Tensor
+    every: Sequence[torch.Tensor] | None
+
+
+def states_of(
+    model: Any,
+    inner: Any,
+    inputs: Mapping[str, torch.Tensor],
+    every: bool = False,
+    *,
+    packs: bool = True,
+) -> States:
+    """The base model's states for a batch.
 
     Args:
         model: perhaps wrapped for several processes; `inner` is what is wrapped.
         every: whether the states after each block are wanted.
+        packs: whether rows may go through the model as one, without their padding, where that is
+            less work; what padding says is 0 then.
     """
     import torch
 
     mask, branch = inputs["attention_mask"], inputs.get("branch")
     given: dict[str, Any] = {"input_ids": inputs["input_ids"], "attention_mask": mask}
-    if branch is None:
+    packed = packs and _packs(inner, mask)
+    if packed:
+        given["input_ids"] = inputs["input_ids"][mask.bool()][None]
+        sees = seen(mask, torch.full_like(mask, BEGINNING) if branch is None else branch)
+        positions = (sees.sum(-1) - 1)[mask.bool()][None]
+        given["attention_mask"] = _added(_beside(sees, mask), inner)
+    elif branch is None:
         positions = torch.arange(mask.shape[1], device=mask.device)[None].expand_as(mask)
     else:
         sees = seen(mask, branch)
         positions = sees.sum(-1) - 1
-        dtype: torch.dtype = inner.get_input_embeddings().weight.dtype
-        unseen = torch.finfo(dtype).min
-        given["attention_mask"] = torch.where(sees, 0.0, unseen).to(dtype)[:, None]
+        given["attention_mask"] = _added(sees, inner)
     body = inner.base_model
     if "position_ids" in inspect.signature(body.forward).parameters:
         given["position_ids"] = positions
     if model is inner:
-        return body(**given, output_hidden_states=every, use_cache=False)
-    # a wrapper sees its own forward only; it is spared all logits but one, where that can be said
-    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
-        given["logits_to_keep"] = 1
-    return model(**given, output_hidden_states=True, use_cache=False)
+        output = body(**given, output_hidden_states=every, use_cache=False)
+        last, states = output.last_hidden_state, output.hidden_states if every else None
+    else:
+        # a wrapper sees its own forward only; it is spared all logits but one, where that can be
+        # said
+        if "logits_to_keep" in inspect.signature(inner.forward).parameters:
+            given["logits_to_keep"] = 1
+        states = model(**given, output_hidden_states=True, use_cache=False).hidden_states
+        last, states = states[-1], states if every else None
+    if not packed:
+        return States(last, states)
+    return States(_unpacked(last, mask), states and [_unpacked(one, mask) for one in states])
+
+
+def _packs(model: Any, mask: torch.Tensor) -> bool:
+    """Whether rows as one sequence are less work than side by side, padded.
+
+    A token's share of a block's layers is about 24 times the squared hidden size, in operations;
+    beside each token that it is compared with, 4 times the hidden size.
+    """
+    if not branches(model):
+        return False
+    rows, seq = mask.shape
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None and seq > window:
+        return False  # a mask of ours would widen it
+    tokens, layers = int(mask.sum()), 6 * model.config.hidden_size
+    return tokens * (layers + tokens) < rows * seq * (layers + seq)
+
+
+def _beside(sees: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Which tokens each one sees where all rows are one, `(1, tokens, tokens)`."""
+    rows, at = mask.bool().nonzero(as_tuple=True)
+    same = rows[:, None] == rows[None, :]
+    return (same & sees[rows, at][:, at])[None]
+
+
+def _added(sees: torch.Tensor, model: Any) -> torch.Tensor:
+    """What is added to attention's scores, `(batch, 1, seq, seq)`."""
+    import torch
+
+    dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+    return torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+
+
+def _unpacked(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """States `(1, tokens, hidden)` of rows as one, where they belong, `(batch, seq, hidden)`."""
+    found = states.new_zeros(*mask.shape, states.shape[-1])
+    found[mask.bool()] = states[0]
+    return found
 
 
 def say(
@@ -124,15 +194,12 @@ def say(
     inputs: Mapping[str, torch.Tensor],
     *,
     states: bool = False,
+    packs: bool = True,
 ) -> Said:
     """What a model of torch says of a batch's tokens that count; see `states_of`."""
-    output = states_of(model, inner, inputs, states)
-    last = getattr(output, "last_hidden_state", None)
-    if last is None:
-        last = output.hidden_states[-1]
+    last, every = states_of(model, inner, inputs, states, packs=packs)
     rows, _, before = Places.of(inputs["labels"], inputs.get("branch"))
-    logits = inner.get_output_embeddings()(last[rows, before])
-    return Said(logits, output.hidden_states if states else None)
+    return Said(inner.get_output_embeddings()(last[rows, before]), every)
 
 
 def branches(model: PreTrainedModel | Any) -> bool:
@@ -167,7 +234,7 @@ def answers_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     rows, at, before = Places.of(inputs["labels"], inputs.get("branch"))
     answers = torch.zeros(*ids.shape, 2)
     if isinstance(model, PreTrainedModel):
-        last = states_of(model, model, inputs, False).last_hidden_state[rows, before]
+        last = states_of(model, model, inputs).last[rows, before]
         head = model.get_output_embeddings()
     else:
         positions = torch.arange(ids.shape[1])[None].expand_as(ids)
@@ -231,7 +298,7 @@ def padded(rows: Sequence[Mapping[str, Sequence[int]]], pad: int) -> dict[str, t
     }
 
 
-def _wide(logits: torch.Tensor) -> torch.Tensor:
+def wide(logits: torch.Tensor) -> torch.Tensor:
     """Half-precision logits in float32, for their sums over a vocabulary."""
     return logits.float() if logits.element_size() < _FLOAT_BYTES else logits
 
@@ -249,7 +316,7 @@ class WrittenTask(ABC):
     def encode_training(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
-        """The split as it is learned from: rows that do not branch, with labels."""
+        """The split as it is learned from: rows with labels."""
 
     def hard_loss(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean negative log-likelihood of the tokens that count, nats."""
@@ -259,12 +326,12 @@ class WrittenTask(ABC):
         logits = outputs.logits
         if logits.dim() > 2:  # of all places, as transformers' models say them
             logits = logits[rows, before]
-        return F.cross_entropy(_wide(logits), inputs["labels"][rows, at])
+        return F.cross_entropy(wide(logits), inputs["labels"][rows, at])
 
     def soft_loss(
         self, outputs: Any, teacher: Any, inputs: Mapping[str, torch.Tensor], temperature: float
     ) -> torch.Tensor:
-        return softened(_wide(outputs.logits), _wide(teacher.logits), temperature)
+        return softened(wide(outputs.logits), wide(teacher.logits), temperature)
 
     def probe(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.hard_loss(outputs, inputs)

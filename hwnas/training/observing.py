@@ -47,7 +47,7 @@ def observe(
         if relations:
             projections = stack.enter_context(last_projections(inner))
         if writes(inner):
-            outputs: Any = say(model, inner, inputs, states=states)
+            outputs: Any = say(model, inner, inputs, states=states, packs=not relations)
         else:
             outputs = model(**questions(inputs), output_hidden_states=states)
         outputs = convert_to_fp32(outputs)

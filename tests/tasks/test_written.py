@@ -24,7 +24,8 @@ from hwnas.tasks.loading import load_task
 from hwnas.tasks.predict import outputs_of, predict
 from hwnas.tasks.rows import Columns, Row
 from hwnas.tasks.spec import TaskSpec
-from hwnas.tasks.written import BEGINNING, IGNORED, Places, counted, lines, padded
+from hwnas.tasks.written import BEGINNING, IGNORED, Places, counted, lines, padded, states_of
+from hwnas.training.batches import model_columns
 
 QUESTION = (
     "Please choose the correct answer to the question: What is wet?\n\n"
@@ -224,9 +225,86 @@ def test_losses_in_torch_and_in_numpy_agree(name: str) -> None:
     assert -answers[counted(encoded), 0].mean() == pytest.approx(hard, abs=1e-5)
 
 
+@pytest.mark.parametrize("per_byte", [False, True])
+@pytest.mark.parametrize("name", [name for name in DECODERS if name != "bloom"])
+def test_which_choice_is_right_is_learned_by_the_scores_that_count(
+    name: str, per_byte: bool
+) -> None:
+    kind = Choice(learn="choices", per_byte=per_byte)
+    encoded = Dataset.from_list([row | {"answer": 0} for row in _branching()])
+    model = make_model(name)
+    batch = padded([dict(row) for row in model_columns(encoded)], 0)
+    with torch.inference_mode():
+        said = outputs_of(model, batch)
+        hard = kind.hard_loss(said, batch).item()
+        assert kind.soft_loss(said, said, batch, 2.0).item() == pytest.approx(0, abs=1e-6)
+    answers = predict(model, encoded)
+    of_right = np.concatenate([np.asarray(row) == 0 for row in encoded["branch"]])
+    expected = kind.loss(answers, encoded) - answers[of_right, 0].mean()
+    assert hard == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("branching", [False, True])
+@pytest.mark.parametrize("name", [name for name in DECODERS if name != "bloom"])
+def test_rows_as_one_are_what_they_are_side_by_side(name: str, branching: bool) -> None:
+    names = ["input_ids", "attention_mask", "labels", *(["branch"] if branching else [])]
+    rows = [{n: row[n] for n in names} for row in _branching()]
+    longest = {n: row * 3 for n, row in rows[0].items()}
+    longest["branch"] = sorted(longest.get("branch", []))
+    batch = padded([*rows, {n: longest[n] for n in names}, *rows], 0)
+    model, passed = make_model(name), []
+    model.base_model.register_forward_pre_hook(
+        lambda _module, _given, named: passed.append(named["input_ids"].shape), with_kwargs=True
+    )
+    grads = []
+    for packs in (True, False):
+        last, states = states_of(model, model, batch, True, packs=packs)
+        real = batch["attention_mask"].bool()
+        last[real].square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+        assert states is not None
+        found = [one[real].detach() for one in (last, *states)]
+        if packs:
+            expected = found
+    assert passed == [(1, 44), (5, 18)]
+    for mine, theirs in zip([*expected, *grads[0]], [*found, *grads[1]], strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_choices_are_compared_by_byte_at_the_scale_of_their_sums() -> None:
+    answers = np.zeros((13, 2), dtype=np.float32)
+    answers[[3, 4, 5], 0] = [-1.0, -2.0, -4.0]  # -3 in 3 bytes, -4 in 6, the right one
+    answers[[8, 9, 10, 11, 12], 0] = [-2.0, -2.0, -2.0, -3.5, -3.5]  # -6 in 3, the right one, -7
+    expected = np.log(1 + np.exp(-4.5 + 3)) + np.log(1 + np.exp(9 - 5.25))
+    assert Choice(per_byte=True).loss(answers, _branching()) == pytest.approx(expected / 2)
+    spec = TaskSpec(data="rows.jsonl", kind="choice", metric="accuracy_norm")
+    assert spec.task_kind == Choice(per_byte=True)
+
+
+def test_a_question_that_is_learned_by_its_choices_has_the_right_one_first(tokenizer: Any) -> None:
+    kind = Choice(learn="choices")
+    rows = [
+        Row(("Question: What is wet?\nAnswer:", "a stone", "the sea", "sand"), 1, 0),
+        Row(("Question: What is dry?\nAnswer:", "a stone", "the sea"), 0, 1),
+    ]
+    learned = encode_training(kind, kind.split(rows, []), tokenizer, 64)
+    said = [
+        [
+            tokenizer.decode(
+                [i for i, b in zip(row["labels"], row["branch"], strict=True) if b == n]
+            )
+            for n in range(max(row["branch"]) + 1)
+        ]
+        for row in learned
+    ]
+    assert said == [[" the sea", " a stone", " sand"], [" a stone", " the sea"]]
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
+        ({"kind": "instruction", "learn": "choices"}, "is for tasks of kind choice"),
         ({"kind": "classification", "choices": ["a", "b"]}, "is for tasks of kind choice"),
         ({"kind": "choice", "choices": ["a"]}, "two or more"),
         ({"kind": "choice", "choices": {"0": "a", "1": "a"}}, "two or more different"),
