@@ -162,7 +162,7 @@ def _packs(model: Any, mask: torch.Tensor) -> bool:
     window = getattr(model.config, "sliding_window", None)
     if window is not None and seq > window:
         return False  # a mask of ours would widen it
-    tokens, layers = int(mask.sum()), 6 * model.config.hidden_size
+    tokens, layers = int(mask.sum()), 6 * int(model.config.hidden_size)
     return tokens * (layers + tokens) < rows * seq * (layers + seq)
 
 
