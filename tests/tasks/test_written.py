@@ -289,15 +289,10 @@ def test_a_question_that_is_learned_by_its_choices_has_the_right_one_first(token
         Row(("Question: What is dry?\nAnswer:", "a stone", "the sea"), 0, 1),
     ]
     learned = encode_training(kind, kind.split(rows, []), tokenizer, 64)
-    said = [
-        [
-            tokenizer.decode(
-                [i for i, b in zip(row["labels"], row["branch"], strict=True) if b == n]
-            )
-            for n in range(max(row["branch"]) + 1)
-        ]
-        for row in learned
-    ]
+    said = []
+    for row in learned:
+        ids, branch = np.array(row["labels"]), np.array(row["branch"])
+        said.append([tokenizer.decode(ids[branch == n]) for n in range(branch.max() + 1)])
     assert said == [[" the sea", " a stone", " sand"], [" a stone", " the sea"]]
 
 
