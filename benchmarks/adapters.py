@@ -123,7 +123,7 @@ def _peft(model: Any, tokenizer: Any, encoded: Any, steps: int, clock: _Clock) -
         LoraConfig(
             r=spec.rank,
             lora_alpha=int(spec.alpha),
-            lora_dropout=spec.dropout,
+            lora_dropout=spec.drops,
             target_modules=projections,
         ),
     )

@@ -146,7 +146,13 @@ def recipe_of(seed: int, quick: bool) -> Recipe:
     value = {
         "model": "demo:smollm2",
         "task": choice
-        | {"data": str(train), "test": str(test), "metric": "accuracy_norm", "max_length": 192},
+        | {
+            "data": str(train),
+            "test": str(test),
+            "metric": "accuracy_norm",
+            "max_length": 192,
+            "learn": "choices",
+        },
         "target": "openvino:cpu:threads=1,phase=decode,cache=128",
         "budgets": BUDGETS[:1] if quick else BUDGETS,
         "seed": seed,

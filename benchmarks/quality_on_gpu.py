@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -52,6 +53,7 @@ from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.loading import load_task
 from hwnas.tasks.predict import predict
+from hwnas.training.autocast import on_processor
 from hwnas.training.baseline import read_history
 from hwnas.training.compute import FORWARD
 
@@ -131,16 +133,18 @@ class Job:
         return {"metric": inputs.task.kind.score(inputs.task.metric, answers, inputs.test)}
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: Job, threads: int = 1) -> dict[str, Any]:
     """Train what the job says; its row, without any latency that was measured."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     begin = time.perf_counter()
     found = job.train()
     key = {"task": job.name, "seed": job.seed, "way": job.way}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    trained_on = f"{device}, torch {torch.__version__}"
+    half = device != "cpu" or on_processor(job.recipe.training.precision)
+    precision = job.recipe.training.precision if half else "fp32"
+    trained_on = f"{device}, torch {torch.__version__}, {precision}"
     seconds = round(time.perf_counter() - begin, 1)
     return key | found | {"seconds": seconds, "trained_on": trained_on}
 
@@ -244,9 +248,12 @@ def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) ->
     for group in groups:
         rest |= group
     first = [job for job in rest if job.way == "baseline"]
+    threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(workers, context) as pool, open(out, "a", encoding="utf-8") as file:
         begin = time.perf_counter()
-        running: dict[Future[dict[str, Any]], Job] = {pool.submit(run_job, j): j for j in first}
+        running: dict[Future[dict[str, Any]], Job] = {
+            pool.submit(run_job, j, threads): j for j in first
+        }
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -259,7 +266,7 @@ def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) ->
                 file.flush()
                 at = time.perf_counter() - begin
                 print(f"{at:.0f} s: {job.path.name} {job.way} in {row['seconds']} s", flush=True)
-                running |= {pool.submit(run_job, j): j for j in rest.get(job, [])}
+                running |= {pool.submit(run_job, j, threads): j for j in rest.get(job, [])}
 
 
 def tables(names: Iterable[str]) -> None:

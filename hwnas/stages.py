@@ -144,7 +144,7 @@ class Inputs:
             precision=training.precision,
             dropout=dropout,
             freeze_embeddings=training.freeze_embeddings,
-            adapters=adapters,
+            adapters=adapters and adapters.dropping(dropout),
             checkpointing=training.checkpointing,
             seed=self.recipe.seed * 1000 + seed,
         )

@@ -69,7 +69,7 @@ class AdaptedLinear(ElasticLinear):
         adapted.down, adapted.up = nn.Parameter(first), nn.Parameter(second)
         nn.init.kaiming_uniform_(adapted.down, a=math.sqrt(5))
         adapted.active_rank, adapted.scaling = spec.rank, spec.scaling
-        adapted.dropout = spec.dropout
+        adapted.dropout = spec.drops
         adapted.train(linear.training)
         return adapted
 
@@ -79,7 +79,9 @@ class AdaptedLinear(ElasticLinear):
             return y
         down = self.down[: self.active_rank, : self.active_in]
         up = self.up[: self.active_out, : self.active_rank]
-        dropped = F.dropout(x, self.dropout, self.training).to(down.dtype)
+        # at 0 torch would draw numbers all the same, a seventh of a step of SmolLM2
+        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        dropped = dropped.to(down.dtype)
         return y + (self.scaling * F.linear(F.linear(dropped, down), up)).to(y.dtype)
 
     def merged(self) -> torch.Tensor:
@@ -242,7 +244,7 @@ class Adapters:
             "base_model_name_or_path": None,
             "r": self.spec.rank,
             "lora_alpha": self.spec.alpha,
-            "lora_dropout": self.spec.dropout,
+            "lora_dropout": self.spec.drops,
             "target_modules": names,
             "bias": "none",
             "inference_mode": True,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+_DROPOUT = 0.1
+
 
 class AdapterSpec(BaseModel):
     """Sizes of low-rank adapters; defaults are LoNAS's for LLaMA. See `adapters`."""
@@ -12,7 +14,8 @@ class AdapterSpec(BaseModel):
 
     rank: int = Field(32, ge=1)
     alpha: float = Field(64.0, gt=0)  # outputs are scaled by alpha / rank
-    dropout: float = Field(0.1, ge=0, lt=1)
+    # of what they read; by default 0.1, but none in trainings that the recipe has no dropout for
+    dropout: float | None = Field(None, ge=0, lt=1)
     rate: float = Field(3e-4, gt=0, lt=1)  # of learning, in all stages
     # of those who learn from the baseline; by default the same
     students_rate: float | None = Field(None, gt=0, lt=1)
@@ -32,6 +35,17 @@ class AdapterSpec(BaseModel):
     def rate_of(self, *, student: bool) -> float:
         """The rate of learning of the baseline, or of one who learns from it."""
         return self.students_rate if student and self.students_rate is not None else self.rate
+
+    def dropping(self, wanted: bool) -> AdapterSpec:
+        """For a training with dropout or without, where nothing else says how much."""
+        if self.dropout is not None or wanted:
+            return self
+        return self.model_copy(update={"dropout": 0.0})
+
+    @property
+    def drops(self) -> float:
+        """The share of what adapters read that is dropped while they are trained."""
+        return _DROPOUT if self.dropout is None else self.dropout
 
     @property
     def scaling(self) -> float:

@@ -1,6 +1,7 @@
 """Training in bf16 on a processor that has units for it, and in fp32 on one that has none."""
 
 import copy
+import itertools
 import random
 from types import SimpleNamespace
 
@@ -33,6 +34,25 @@ needs_units = pytest.mark.skipif(
     not autocast.has_units() or torch.cuda.is_available(),
     reason="this processor has no units for bf16, or training is on a GPU",
 )
+
+
+@pytest.fixture(autouse=True)
+def _half_wherever_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it may be slower."""
+    monkeypatch.setattr(autocast, "pays", autocast.has_units)
+
+
+def test_half_is_taken_where_it_is_quicker(monkeypatch):
+    monkeypatch.undo()
+    for units, half, expected in ((False, 0.1, False), (True, 0.5, True), (True, 1.5, False)):
+        times = itertools.cycle([0.0, 1.0, 2.0, 2.0 + half])
+        autocast.pays.cache_clear()
+        monkeypatch.setattr(autocast, "has_units", lambda units=units: units)
+        monkeypatch.setattr("hwnas.training.autocast.time.perf_counter", lambda t=times: next(t))
+        assert autocast.pays() is expected
+        assert autocast.on_processor("bf16") is (expected and not torch.cuda.is_available())
+        assert not autocast.on_processor("fp32")
+    autocast.pays.cache_clear()
 
 
 class _Watching(Classification):
@@ -131,8 +151,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(start, tokenizer, tmp_pat
         assert torch.equal(p, whole[name]), name
 
 
-def test_without_units_all_is_in_fp32(start, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(autocast, "has_units", lambda: False)
+def test_where_half_does_not_pay_all_is_in_fp32(start, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(autocast, "pays", lambda: False)
     half = _trained(start, tokenizer, tmp_path / "half", "bf16")
     exact = _trained(start, tokenizer, tmp_path / "exact", "fp32")
     assert all(torch.equal(half[name], p) for name, p in exact.items())
