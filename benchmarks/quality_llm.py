@@ -45,12 +45,12 @@ from hwnas.delivery import write_exact
 from hwnas.errors import BudgetError
 from hwnas.files import read_model, validate, write_text
 from hwnas.importance.scores import Importance
+from hwnas.inputs import Inputs
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.models import load, load_tokenizer
 from hwnas.pipeline import Given, prepare
 from hwnas.recipe import Recipe
 from hwnas.space import SearchSpace
-from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Summary
 from hwnas.tasks.written import states_of

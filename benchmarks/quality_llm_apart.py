@@ -35,15 +35,16 @@ from hwnas import stages
 from hwnas.anatomy import Shape
 from hwnas.beside import load_beside
 from hwnas.files import read_json, write_json
+from hwnas.inputs import Inputs, load_for
 from hwnas.latency.plan import whole_networks
 from hwnas.latency.target import Budget
 from hwnas.models import load, on_gpu
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
 from hwnas.space import SearchSpace
-from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.loading import load_task
+from hwnas.timing import profiled, structure_clock
 from hwnas.vocabulary import trim
 
 NAME = "smollm2"
@@ -193,12 +194,12 @@ def tables() -> None:
     """Measure the latency table, and how far beyond it structures of both budgets take."""
     recipe = recipe_for(0, quick=False)
     task = load_task(recipe.task_at_target)
-    model, tokenizer = stages.load_for(recipe.model, task, seed=0)
+    model, tokenizer = load_for(recipe.model, task, seed=0)
     TABLES.mkdir(parents=True, exist_ok=True)
     directory = RunDirectory(TABLES)
     inputs = Inputs(recipe, directory, recipe.compute, task, tokenizer, model.config)
-    table = stages.profiled(inputs, inputs.target, TABLES / f"{NAME}.json")
-    clock = stages.structure_clock(inputs, inputs.target, table.reference_ms, "structure")
+    table = profiled(inputs, inputs.target, TABLES / f"{NAME}.json")
+    clock = structure_clock(inputs, inputs.target, table.reference_ms, "structure")
     predictor = table.predictor()
     structures = whole_networks(inputs.shape, RANDOM, seed=1)
     for text in BUDGETS:

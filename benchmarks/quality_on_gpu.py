@@ -43,16 +43,17 @@ from record import ROOT, Results
 from hwnas import stages
 from hwnas.clock import StructureClock
 from hwnas.files import read_json, write_json
+from hwnas.inputs import Inputs, load_for
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.models import load, on_gpu
 from hwnas.pipeline import Given, find_winners, parts_of, spent, take, until_network
 from hwnas.recipe import Recipe
 from hwnas.rundir import RunDirectory
-from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.loading import load_task
 from hwnas.tasks.predict import predict
+from hwnas.timing import latency_table
 from hwnas.training.autocast import on_processor
 from hwnas.training.baseline import read_history
 from hwnas.training.compute import FORWARD
@@ -108,14 +109,14 @@ class Job:
         """As `hwnas.pipeline.prepare`, without asking for the target's runtime."""
         recipe = self.recipe
         task = load_task(recipe.task_at_target)
-        model, tokenizer = stages.load_for(recipe.model, task, seed=recipe.seed)
+        model, tokenizer = load_for(recipe.model, task, seed=recipe.seed)
         directory = RunDirectory.open(self.path, recipe, resume=True)
         self.table.save(directory.path / "table.json")
         return Inputs(recipe, directory, recipe.compute, task, tokenizer, model.config)
 
     def clock(self, inputs: Inputs) -> Callable[[Subnetwork], float]:
         """Milliseconds by the table, where nothing can be timed."""
-        return stages.latency_table(inputs, None).predictor().predict
+        return latency_table(inputs, None).predictor().predict
 
     def train(self) -> dict[str, Any]:
         """Train and score it."""
@@ -276,7 +277,7 @@ def tables(names: Iterable[str]) -> None:
     for name in names:
         recipe = recipe_of(PROBLEMS[name], 0, quick=False)
         task = load_task(recipe.task_at_target)
-        config = stages.load_for(recipe.model, task, seed=0)[0].config
+        config = load_for(recipe.model, task, seed=0)[0].config
         table = profile(config, recipe.target, validate=recipe.measure.validate_table, seed=0)
         table.save(TABLES / f"{name}.json")
 
@@ -317,7 +318,7 @@ def _timed(row: dict[str, Any], kind: type[Job]) -> dict[str, Any]:
         return figures
     recipe = kind(row["task"], row["seed"], "ours", tuple(row["budgets"])).recipe
     task = load_task(recipe.task_at_target)
-    config = stages.load_for(recipe.model, task, seed=0)[0].config
+    config = load_for(recipe.model, task, seed=0)[0].config
     # of the vocabulary that all models of a row have
     tokens = next(found.get("tokens") for found in row["budgets"].values())
     clock = StructureClock(

@@ -27,6 +27,7 @@ from hwnas import stages
 from hwnas.errors import BudgetError
 from hwnas.files import read_model, write_json
 from hwnas.importance.scores import Importance
+from hwnas.inputs import Inputs
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.target import Budget
 from hwnas.models import load, load_tokenizer
@@ -34,9 +35,9 @@ from hwnas.recipe import Recipe
 from hwnas.search.evolution import Evaluated
 from hwnas.selection import Allowance, select
 from hwnas.space import SearchSpace
-from hwnas.stages import Inputs
 from hwnas.subnetwork import Block, Subnetwork
 from hwnas.summary import Summary
+from hwnas.timing import latency_table, structure_clock
 from hwnas.training.batches import collator, model_columns, questions
 
 _ROWS = 256  # of training data that Taylor importance looks at, as hwnas's does
@@ -220,8 +221,8 @@ def choose(inputs: Inputs, kind: Kind, time: Callable[[Subnetwork], float] | Non
         time: ms of a structure; by default it is measured on the target.
     """
     recipe = inputs.recipe
-    table = stages.latency_table(inputs, None)
-    clock = stages.structure_clock(inputs, inputs.target, table.reference_ms, "structure")
+    table = latency_table(inputs, None)
+    clock = structure_clock(inputs, inputs.target, table.reference_ms, "structure")
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
         found = kind.propose(predictor, budget_ms)

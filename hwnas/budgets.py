@@ -13,9 +13,10 @@ from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Block
+from hwnas.timing import vocabulary_ratio
 
 if TYPE_CHECKING:
-    from hwnas.stages import Inputs
+    from hwnas.inputs import Inputs
 
 
 def check_budgets(
@@ -76,7 +77,6 @@ def structure_shares(inputs: Inputs) -> list[float]:
     has what these took.
     """
     from hwnas.deployments import read_anchors
-    from hwnas.stages import vocabulary_ratio
 
     ratios = (1.0, *(anchor.ratio for anchor in read_anchors(inputs.path)))
     table = LatencyTable.load(inputs.path / "table.json")

@@ -16,8 +16,8 @@ from hwnas.subnetwork import Subnetwork
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from hwnas.inputs import Inputs
     from hwnas.latency.session import Stopwatch
-    from hwnas.stages import Inputs
 
 
 @dataclass

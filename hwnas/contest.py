@@ -16,6 +16,7 @@ from hwnas.clock import StructureClock
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.front_search import FrontSearch, Remembered, one_by_one
 from hwnas.importance.scores import Importance
+from hwnas.inputs import Inputs
 from hwnas.judge import Judge
 from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.table import LatencyTable
@@ -25,8 +26,8 @@ from hwnas.search.front import EvaluateAll
 from hwnas.second_search import read_corrections
 from hwnas.selection import Allowance
 from hwnas.space import SearchSpace
-from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork
+from hwnas.timing import structure_clock
 from hwnas.training.baseline import read_history
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Contest:
     def clock(self) -> StructureClock:
         """Times structures of every budget."""
         inputs = self.inputs
-        return stages.structure_clock(
+        return structure_clock(
             inputs,
             self.deployment.target if self.deployment else inputs.target,
             self.table.reference_ms * self.scale,

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from hwnas.anatomy import find_shape
 from hwnas.clock import time_files
 from hwnas.files import read_model, write_json, write_text
+from hwnas.inputs import Inputs, load_for
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
 from hwnas.latency.validation import operations
 from hwnas.models import load, load_config, load_tokenizer, on_gpu
-from hwnas.stages import Inputs, load_for
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import (
     Baseline,

@@ -26,13 +26,13 @@ from hwnas.files import read_model, write_json
 from hwnas.latency.device import processors
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import PHASES, PRECISIONS, Target
-from hwnas.stages import profiled
 from hwnas.summary import Record
+from hwnas.timing import profiled
 
 if TYPE_CHECKING:
+    from hwnas.inputs import Inputs
     from hwnas.judge import Judge
     from hwnas.recipe import Recipe
-    from hwnas.stages import Inputs
 
 AUTO = "auto"
 FILE = "deployments.json"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hwnas.elastic.supernet import SuperNetwork
-from hwnas.stages import Inputs
+from hwnas.inputs import Inputs
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.predict import predict
 

@@ -26,11 +26,12 @@ from hwnas.search.exact import solve_tables
 from hwnas.search.problem import ROUNDING, Tables
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import DROPPED, Block, Subnetwork
+from hwnas.timing import profiled
 
 if TYPE_CHECKING:
+    from hwnas.inputs import Inputs
     from hwnas.latency.table import LatencyTable
     from hwnas.search.exact import BlockLoss
-    from hwnas.stages import Inputs
 
 SIZE, CACHE, FIRST_TOKEN = "size", "cache", "first token"
 _CACHE_BYTES = {"openvino": 1, "onnxruntime": 4, "torch": 4}
@@ -269,7 +270,6 @@ def first_token_target(inputs: Inputs, target: Target) -> Target:
 def first_token_table(inputs: Inputs, target: Target) -> LatencyTable:
     """The latency table of prompts, measured if it is not there."""
     from hwnas.deployments import name_of
-    from hwnas.stages import profiled
 
     path = inputs.path / "tables" / f"first-token-{name_of(target, inputs.target)}.json"
     return profiled(inputs, first_token_target(inputs, target), path)

@@ -29,6 +29,7 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError, UserError
 from hwnas.files import read_model, replacing
 from hwnas.finalists import Winner, rival_steps, train_finalists
+from hwnas.inputs import Inputs, load_for, mean_length
 from hwnas.judge import Judge
 from hwnas.latency.profiling import check_phase
 from hwnas.latency.runtimes import check_length, require
@@ -41,7 +42,6 @@ from hwnas.rundir import RunDirectory
 from hwnas.search.rivals import require_algorithm
 from hwnas.second_search import bring_back, read_corrections, set_aside
 from hwnas.space import SearchSpace
-from hwnas.stages import Inputs
 from hwnas.subnetwork import Subnetwork, macs
 from hwnas.summary import Compute, Summary
 from hwnas.tasks.embedding import Embedding
@@ -50,6 +50,7 @@ from hwnas.tasks.loading import load_task
 from hwnas.tasks.prompts import asked
 from hwnas.tasks.unlabelled import load_text
 from hwnas.tasks.written import branches
+from hwnas.timing import latency_table
 from hwnas.training.baseline import MOVEMENT
 from hwnas.training.compute import FORWARD, step_cost, supernet_cost
 from hwnas.vocabulary import check_trimmable
@@ -143,7 +144,7 @@ def until_network(inputs: Inputs, given: Given) -> Contest:
     """Table, baseline, importance, search space and, for a search, the super-network."""
     recipe, directory = inputs.recipe, inputs.directory
     with directory.stage("table"), leader_first():
-        table = stages.latency_table(inputs, given.table)
+        table = latency_table(inputs, given.table)
         whole = SearchSpace.whole(inputs.shape)
         widths = {"hidden": recipe.space.hidden}
         others = tables_of(inputs).values()
@@ -203,7 +204,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
         task = load_task(recipe.task_at_target)
     except UserError as error:
         raise UserError(f"task: {error}") from None
-    model, tokenizer = stages.load_for(recipe.model, task, seed=recipe.seed)
+    model, tokenizer = load_for(recipe.model, task, seed=recipe.seed)
     shape = find_shape(model.config)
     check_phase(shape, target)
     adapters = recipe.adapters
@@ -357,7 +358,7 @@ def _network_cost(inputs: Inputs, space: SearchSpace) -> float:
     sandwich = stages.sandwich(inputs, space)
     cost = supernet_cost(sandwich, plan.supernet_steps, shape, inputs.mean_length)
     if plan.general_steps:
-        seq = stages.mean_length(inputs.unlabelled)
+        seq = mean_length(inputs.unlabelled)
         # a step is one of the task's texts, which may be shorter
         longer = macs(Subnetwork.full(shape), shape, seq) / macs(
             Subnetwork.full(shape), shape, inputs.mean_length

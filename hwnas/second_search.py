@@ -24,7 +24,7 @@ from hwnas.summary import Record
 
 if TYPE_CHECKING:
     from hwnas.finalists import Winner
-    from hwnas.stages import Inputs
+    from hwnas.inputs import Inputs
 
 FILE = "corrections.json"
 MISSED = "missed"

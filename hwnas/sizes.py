@@ -19,7 +19,7 @@ from hwnas.limits import SIZE, Limit, straight
 from hwnas.subnetwork import Subnetwork
 
 if TYPE_CHECKING:
-    from hwnas.stages import Inputs
+    from hwnas.inputs import Inputs
 
 # of a weight of a block in the served folder
 _BYTES = {

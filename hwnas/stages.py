@@ -6,20 +6,17 @@ The order, and what a stop does to it, are `pipeline`'s; here is what each stage
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import convert_to_fp32
 
-from hwnas.anatomy import Shape, find_shape
 from hwnas.boundaries import automatic, snapped
 from hwnas.budgets import budget_shares, structure_shares
-from hwnas.clock import StructureClock
 from hwnas.elastic.adapters import Adapters, merge_adapter
 from hwnas.elastic.residual import reorder_residual
 from hwnas.elastic.supernet import SuperNetwork
@@ -29,20 +26,18 @@ from hwnas.importance.kinds import measure
 from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
 from hwnas.importance.sensitivity import with_losses
+from hwnas.inputs import Inputs, load_for
 from hwnas.latency.table import LatencyTable
-from hwnas.latency.target import Budget, Target
-from hwnas.models import load, load_model, on_gpu
+from hwnas.latency.target import Budget
+from hwnas.models import load, on_gpu
 from hwnas.processes import alone, made_once
-from hwnas.recipe import Recipe
-from hwnas.rundir import RunDirectory
 from hwnas.space import FFN_STEP, SearchSpace
 from hwnas.subnetwork import Subnetwork, macs
-from hwnas.tasks.embedding import Embedding, with_teacher
-from hwnas.tasks.kinds import encode_training
-from hwnas.tasks.loading import Task
+from hwnas.tasks.embedding import Embedding
 from hwnas.tasks.predict import outputs_of, predict
-from hwnas.tasks.regression import Regression
-from hwnas.tasks.unlabelled import Unlabelled, load_text
+from hwnas.tasks.unlabelled import Unlabelled
+from hwnas.timing import latency_table
+from hwnas.training.autocast import in_half, on_processor
 from hwnas.training.baseline import (
     MOVEMENT,
     BaselineHistory,
@@ -57,174 +52,13 @@ from hwnas.training.halving import rows
 from hwnas.training.optimization import Optimization, prepared
 from hwnas.training.sampling import Sandwich
 from hwnas.training.trainer import train
-from hwnas.vocabulary import Kept, kept_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _SPEED_STEPS = 6
 _BELOW = 0.8  # of the smallest budget, that automatic boundaries begin with
-
-
-@dataclass
-class Inputs:
-    """What every stage reads: the recipe, its data in tokens, and the plan of compute."""
-
-    recipe: Recipe
-    directory: RunDirectory
-    plan: ComputePlan
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    config: PretrainedConfig  # of the original model, with the task's labels
-
-    @property
-    def path(self) -> Path:
-        return self.directory.path
-
-    @property
-    def target(self) -> Target:
-        return Target.parse(self.recipe.target)
-
-    @cached_property
-    def shape(self) -> Shape:
-        return find_shape(self.config)
-
-    @cached_property
-    def train(self) -> Dataset:
-        task = self.task
-        return encode_training(task.kind, task.train, self.tokenizer, task.max_length)
-
-    @cached_property
-    def unlabelled(self) -> Dataset:
-        """Encoded text without labels; the recipe must have some."""
-        assert self.recipe.unlabelled is not None
-        found = load_text(self.recipe.unlabelled)
-        return Unlabelled().encode(found, self.tokenizer, self.task.max_length)
-
-    @cached_property
-    def search_validation(self) -> Dataset:
-        return self._first(self.plan.evaluation_rows)
-
-    @cached_property
-    def plateau_validation(self) -> Dataset:
-        return self._first(self.plan.plateau_rows)
-
-    @cached_property
-    def choice_validation(self) -> Dataset:
-        half = self.task.choice_validation
-        return self.held_out(half.select(range(min(len(half), self.plan.choice_rows))))
-
-    @property
-    def test_split(self) -> Dataset:
-        """The test rows that are scored."""
-        whole = self.task.test
-        return whole.select(range(min(len(whole), self.plan.test_rows or len(whole))))
-
-    @cached_property
-    def test(self) -> Dataset:
-        return self.held_out(self.test_split)
-
-    def optimization(
-        self, steps: int, learning_rate: float, seed: int, *, student: bool = True
-    ) -> Optimization:
-        """The recipe's way of training, for one stage; `student`: one that has a teacher."""
-        training = self.recipe.training
-        dropout = training.students_dropout if student else self._baseline_dropout
-        adapters = self.recipe.adapters
-        return Optimization(
-            steps=steps,
-            learning_rate=adapters.rate_of(student=student) if adapters else learning_rate,
-            batch=self.plan.batch,
-            distill_weight=training.distill_weight,
-            temperature=training.temperature,
-            states_weight=training.states_weight,
-            relations_weight=training.relations_weight,
-            accumulate=training.accumulate,
-            precision=training.precision,
-            dropout=dropout,
-            freeze_embeddings=training.freeze_embeddings,
-            adapters=adapters and adapters.dropping(dropout),
-            checkpointing=training.checkpointing,
-            seed=self.recipe.seed * 1000 + seed,
-        )
-
-    @property
-    def _baseline_dropout(self) -> bool:
-        """By default, if its training sees rows twice, which it might learn by heart."""
-        given = self.recipe.training.dropout
-        if given is not None:
-            return given
-        longest = self.plan.baseline_steps(len(self.recipe.budgets))
-        return longest * self.plan.batch > len(self.train)
-
-    @property
-    def mean_length(self) -> int:
-        """Tokens of an average training row."""
-        return mean_length(self.train)
-
-    @cached_property
-    def vocabulary(self) -> Kept | None:
-        """What the chosen models keep of the tokens; None: all."""
-        spec = self.recipe.vocabulary
-        if not spec.trim:
-            return None
-        if not self.recipe.task.is_written:
-            return kept_tokens(self.tokenizer, self.task.texts(), least=spec.least)
-        # as they are judged by: with templates, and all that is offered to choose from
-        read = (self._encode(self.task.train), self.choice_validation)
-        rows = itertools.chain.from_iterable(encoded["input_ids"] for encoded in read)
-        return kept_tokens(self.tokenizer, least=spec.least, rows=rows)
-
-    @property
-    def tokens_written(self) -> int | None:
-        """How many tokens the chosen models choose from at each step; None: as the original.
-
-        An encoder's output layer has no tokens, so its vocabulary is no matter of latency.
-        """
-        if self.vocabulary is None or not self.recipe.task.is_written:
-            return None
-        return len(self.vocabulary.numbers)
-
-    def _first(self, count: int) -> Dataset:
-        half = self.task.search_validation
-        return self.held_out(half.select(range(min(len(half), count))))
-
-    def _encode(self, split: Dataset) -> Dataset:
-        return self.task.kind.encode(split, self.tokenizer, self.task.max_length)
-
-    def held_out(self, split: Dataset, tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
-        """Encoded rows to judge answers by; of embeddings, with those of the original model.
-
-        Args:
-            tokenizer: of the model that is judged; by default the original's.
-        """
-        kind, most = self.task.kind, self.task.max_length
-        encoded = kind.encode(split, tokenizer or self.tokenizer, most)
-        if isinstance(kind, Embedding):
-            original, _ = load_for(self.recipe.model, self.task, seed=self.recipe.seed)
-            encoded = with_teacher(encoded, predict(on_gpu(original), self._encode(split)))
-        return encoded
-
-
-def mean_length(encoded: Dataset) -> int:
-    """Tokens of an average row."""
-    lengths = encoded["length"]
-    return max(1, round(float(sum(lengths)) / len(lengths)))
-
-
-def load_for(
-    name: str, task: Task, *, seed: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of that name with a head for the task, and its tokenizer; see `load_model`."""
-    kind = task.kind
-    return load_model(
-        name,
-        task=kind.task,
-        labels=task.labels or None,
-        regression=isinstance(kind, Regression),
-        seed=seed,
-    )
 
 
 def baseline(inputs: Inputs) -> BaselineHistory:
@@ -259,75 +93,6 @@ def baseline(inputs: Inputs) -> BaselineHistory:
             out=out,
         )
     return read_history(out)
-
-
-def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
-    """`table.json`: operator costs of the target, measured now or given (and checked) before."""
-    path = inputs.path / "table.json"
-    if not path.exists() and given is not None:
-        LatencyTable.find(given).save(path)
-    return profiled(inputs, inputs.target, path)
-
-
-def profiled(inputs: Inputs, target: Target, path: Path) -> LatencyTable:
-    """The latency table in the file `path`, measured if it is not there.
-
-    The file is of the whole model. Where chosen models keep only some of its tokens, what that
-    saves is measured too, and the table that is returned is of such models.
-    """
-    from hwnas.latency.profiling import profile
-
-    if not path.exists():
-        profile(
-            inputs.config,
-            target,
-            validate=inputs.recipe.measure.validate_table,
-            minutes=inputs.recipe.measure.table_minutes,
-            seed=inputs.recipe.seed,
-            hidden=inputs.recipe.space.hidden,
-        ).save(path)
-    table = LatencyTable.load(path)
-    if inputs.tokens_written is None:
-        return table
-    ratio = vocabulary_ratio(inputs, target, table.reference_ms)
-    return table.of_vocabulary(inputs.tokens_written, ratio)
-
-
-def vocabulary_ratio(inputs: Inputs, target: Target, reference_ms: float) -> float:
-    """The latency of the full widths with the tokens that chosen models keep, to that with all.
-
-    Measured once a run.
-
-    Args:
-        reference_ms: of the full model, by the table of that target.
-    """
-    if inputs.tokens_written is None:
-        return 1.0
-    kept_as = f"{inputs.tokens_written} tokens at {target}:"
-    clock = structure_clock(inputs, target, reference_ms, kept_as)
-    return clock.time(Subnetwork.full(inputs.shape)) / reference_ms
-
-
-def structure_clock(
-    inputs: Inputs, target: Target, reference_ms: float, kept_as: str
-) -> StructureClock:
-    """Times structures as the recipe has it, with the tokens that chosen models keep.
-
-    Args:
-        reference_ms: of the full model, by the table of that target.
-        kept_as: what the measurements are called.
-    """
-    measure = inputs.recipe.measure
-    return StructureClock(
-        config=inputs.config,
-        target=target,
-        reference_ms=reference_ms,
-        pairs=measure.pairs,
-        repeats=measure.repeats,
-        directory=inputs.directory,
-        kept_as=kept_as,
-        vocab=inputs.tokens_written,
-    )
 
 
 def importance(inputs: Inputs) -> Importance:
@@ -553,12 +318,15 @@ def seconds_per_step(inputs: Inputs) -> float:
     part = model_columns(inputs.train)
     collate = collator(inputs.tokenizer, part)
     seconds = []
+    half = on_processor(inputs.recipe.training.precision)
     steps = inputs.plan.baseline_steps(len(inputs.recipe.budgets))
     with prepared(model, inputs.optimization(steps, 1e-5, 0, student=False)):
         for step in range(_SPEED_STEPS):
             begin = time.perf_counter()
             batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])
-            inputs.task.kind.probe(outputs_of(model, batch), batch).backward()
+            with in_half() if half else nullcontext():
+                outputs = convert_to_fp32(outputs_of(model, batch))
+            inputs.task.kind.probe(outputs, batch).backward()
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - begin)

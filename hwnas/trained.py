@@ -9,13 +9,14 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_model, read_tensors
 from hwnas.importance.scores import Importance
+from hwnas.inputs import Inputs
 from hwnas.judge import Judge
 from hwnas.latency.table import LatencyTable
 from hwnas.models import load, load_tokenizer, on_gpu
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
 from hwnas.space import SearchSpace
-from hwnas.stages import Inputs, fitted_to_minutes
+from hwnas.stages import fitted_to_minutes
 from hwnas.tasks.loading import load_task
 
 _NEEDED = (

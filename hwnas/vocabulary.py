@@ -11,7 +11,7 @@ a character which the original did not know either becomes the unknown token.
 A language model also writes with what is kept, and nothing else: the logits of kept tokens are as
 before, their probabilities have the others' divided among them, and a word that is gone is written
 in pieces, which the model has hardly learned to do. Its output layer is quicker, a fifth of a small
-model's time for each token, which a search under a latency budget counts (`stages.profiled`).
+model's time for each token, which a search under a latency budget counts (`timing.profiled`).
 """
 
 from __future__ import annotations

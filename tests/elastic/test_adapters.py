@@ -20,9 +20,9 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.importance.reordering import Order, reorder
 from hwnas.importance.scores import Importance
+from hwnas.inputs import Inputs
 from hwnas.recipe import Recipe
 from hwnas.space import SearchSpace
-from hwnas.stages import Inputs
 
 SPEC = AdapterSpec(rank=4, alpha=8.0, dropout=0.0)
 
