@@ -63,7 +63,8 @@ class Choice(WrittenTask):
         choices: name of a class -> what is said for it; empty where each row has its own.
         template: of the prompt, see `prompts`; empty: the usual one.
         chat: the prompt is a chat's first message, and the right answer ends the reply.
-        learn: "answer": the right one alone; "choices": which one it is, too.
+        learn: "answer": the right one alone; "choices": which one it is, too (a reply then does not
+            end with it, or the end would be part of its score).
         per_byte: choices are judged by their bytes, so losses compare them likewise, times the mean
             size of a question's choices.
     """
@@ -275,13 +276,6 @@ class _Choices(NamedTuple):
         none = scores.index_put((rows, which), said.new_ones(())) == 0
         found = scores.index_put((rows, which), said, accumulate=True)
         return cls(found.masked_fill(none, _NO_CHOICE), said, which)
-
-
-def _right_first(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A question of a split with the right choice before the others."""
-    right, choices = record["label"], record["choices"]
-    others = [one for number, one in enumerate(choices) if number != right]
-    return {"choices": [choices[right], *others], "label": 0}
 
 
 def _row(read: Sequence[Joined], most: int, end: int | None) -> dict[str, Any]:
