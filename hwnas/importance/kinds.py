@@ -29,6 +29,7 @@ from hwnas.importance.scores import Importance, Tensors
 from hwnas.importance.spec import ImportanceSpec
 from hwnas.processes import leading
 from hwnas.progress import bar
+from hwnas.tasks.predict import outputs_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +89,7 @@ def _products(
     with bar("importance", len(batches)) as advance:
         for batch in batches:
             inputs = {name: value.to(model.device) for name, value in batch.items()}
-            outputs: Any = model(**inputs)
+            outputs: Any = model(**inputs) if loss_of is None else outputs_of(model, inputs)
             loss = outputs.loss if loss_of is None else loss_of(outputs, inputs)
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             yield {
