@@ -151,7 +151,10 @@ def run_job(job: Job, threads: int = 1) -> dict[str, Any]:
 
 
 def _baseline(job: Job) -> dict[str, Any]:
-    """The baseline alone."""
+    """The baseline alone; what an interrupted job had of it is not scored again."""
+    if (job.ours / "baseline.json").exists():
+        found: dict[str, Any] = read_json(job.ours / "baseline.json")
+        return found
     inputs = job.inputs()
     history = stages.baseline(inputs)
     scores = job.scores(inputs, inputs.path / "baseline" / "model")
