@@ -73,13 +73,22 @@ def calibration(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Fe
     """The first rows of a task as a model's inputs, each a batch of one `(1, seq)`.
 
     Args:
-        encoded: rows as `Kind.encode` makes them.
+        encoded: rows as `Kind.encode` makes them; of those that branch, the first line.
     """
     import numpy as np
 
+    from hwnas.tasks.written import lines
+
     rows = encoded.select(range(min(len(encoded), CALIBRATION_ROWS))).with_format(None)
     names = [name for name in tokenizer.model_input_names if name in rows.column_names]
-    return [{name: np.array([row[name]], dtype=np.int64) for name in names} for row in rows]
+    feeds = [{name: np.array([row[name]], dtype=np.int64) for name in names} for row in rows]
+    if "branch" not in rows.column_names:
+        return feeds
+    firsts = [next(lines([branch])).at for branch in rows["branch"]]
+    return [
+        {name: value[:, at] for name, value in feed.items()}
+        for feed, at in zip(feeds, firsts, strict=True)
+    ]
 
 
 def only(rows: Sequence[Feed], names: set[str]) -> Iterator[Feed]:
