@@ -81,7 +81,9 @@ def calibration(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Fe
 
     rows = encoded.select(range(min(len(encoded), CALIBRATION_ROWS))).with_format(None)
     names = [name for name in tokenizer.model_input_names if name in rows.column_names]
-    feeds = [{name: np.array([row[name]], dtype=np.int64) for name in names} for row in rows]
+    feeds: list[Feed] = [
+        {name: np.array([row[name]], dtype=np.int64) for name in names} for row in rows
+    ]
     if "branch" not in rows.column_names:
         return feeds
     firsts = [next(lines([branch])).at for branch in rows["branch"]]

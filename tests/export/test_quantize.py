@@ -58,13 +58,13 @@ def test_export_writes_what_the_target_serves(exported: Any, tmp_path: Path) -> 
     assert record.size_mb["onnx-int8-dynamic"] < 0.5 * record.size_mb["onnx"]
 
 
-def test_a_question_with_choices_calibrates_by_its_first():
+def test_a_question_with_choices_calibrates_by_its_first() -> None:
     rows = {
         "input_ids": [[5, 6, 11, 12, 21], [7, 31, 41, 42]],
         "attention_mask": [[1] * 5, [1] * 4],
         "branch": [[-1, -1, 0, 0, 1], [-1, 0, 1, 1]],
     }
-    tokenizer = SimpleNamespace(model_input_names=["input_ids", "attention_mask"])
+    tokenizer: Any = SimpleNamespace(model_input_names=["input_ids", "attention_mask"])
     feeds = calibration(Dataset.from_dict(rows), tokenizer)
     assert [feed["input_ids"].tolist() for feed in feeds] == [[[5, 6, 11, 12]], [[7, 31]]]
     assert [feed["attention_mask"].shape for feed in feeds] == [(1, 4), (1, 2)]
