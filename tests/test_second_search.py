@@ -71,6 +71,7 @@ def test_a_missed_budget_is_searched_again_below_itself(
 
 
 @pytest.mark.slow  # likewise
+@pytest.mark.variant
 def test_where_nothing_fits_below_what_was_found_first_is_handed_over(
     tiny_recipe: Path, tiny_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

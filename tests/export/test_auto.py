@@ -303,6 +303,7 @@ def test_lossy_int8_is_tried_again_with_accuracy_control_where_it_is_worth_it(
 
 
 @pytest.mark.slow  # a minute: a model is quantized and compiled again and again
+@pytest.mark.variant
 def test_accuracy_control_gives_back_what_was_lost(
     exported: Any, texts: list[str], tmp_path: Path
 ) -> None:
