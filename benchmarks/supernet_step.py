@@ -5,10 +5,12 @@
 - `sandwich`: a step of the sandwich rule with distillation over the sum of its parts timed alone:
   the teacher's answers, and each subnetwork's forward and backward pass.
 - `half`: a plain step in bf16 over one in fp32; left out where the processor has no units for it.
+- `packed`: a forward and backward pass of SmolLM2 with rows as one sequence over one with rows side
+  by side, padded; tweets with three moods to choose from, batches of 16.
 - `memory`: the largest resident size of a process that trains so, over that of one that fine-tunes
   the plain model; each in a process of its own, ten steps.
 
-MiniLM on tweets, batches of 16 real rows.
+MiniLM on tweets, but for `packed`; batches of 16 real rows.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,8 +36,10 @@ from record import Results, options
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.models import load_model
 from hwnas.space import SearchSpace
+from hwnas.tasks.kinds import encode_training
 from hwnas.tasks.loading import load_task
 from hwnas.tasks.spec import TaskSpec
+from hwnas.tasks.written import say
 from hwnas.training.autocast import has_units, in_half
 from hwnas.training.batches import collator, model_columns
 from hwnas.training.optimization import Optimization
@@ -44,7 +49,10 @@ from hwnas.training.trainer import train
 
 BATCH, STEPS = 16, 10
 PAIRS, QUICK_PAIRS = 25, 6
-PROTOCOL = "demo:minilm on demo:tweets, batch 16, one thread; medians over pairs of steps in turns"
+PROTOCOL = (
+    "demo:minilm (packed: demo:smollm2) on demo:tweets, batch 16, one thread; medians over pairs "
+    "of steps in turns"
+)
 
 
 def task_and_model() -> tuple[Any, Any, Any]:
@@ -54,10 +62,12 @@ def task_and_model() -> tuple[Any, Any, Any]:
     return task, model, tokenizer
 
 
-def batches(task: Any, tokenizer: Any, count: int) -> list[dict[str, torch.Tensor]]:
+def batches(
+    task: Any, tokenizer: Any, count: int, length: int = 64
+) -> list[dict[str, torch.Tensor]]:
     """Real batches, padded."""
     rows = task.train.select(range(BATCH * count))
-    encoded = model_columns(task.kind.encode(rows, tokenizer, 64))
+    encoded = model_columns(encode_training(task.kind, rows, tokenizer, length))
     collate = collator(tokenizer, encoded)
     return [
         dict(collate([encoded[i] for i in range(at, at + BATCH)]))
@@ -114,6 +124,25 @@ def half(pairs: int) -> dict[str, Any]:
         took = seconds(lambda b=batch: step(model, optimizer, b, in_half))  # type: ignore[misc]
         if number >= 2:
             ratios.append(took / exact)
+    return _spread(ratios)
+
+
+def packed(pairs: int) -> dict[str, Any]:
+    """A language model's pass over rows as one sequence, over that side by side."""
+    moods = ["negative", "neutral", "positive"]
+    task = load_task(TaskSpec(kind="choice", text="text", choices=moods, learn="choices"))
+    model, tokenizer = load_model("demo:smollm2", task=task.kind.task, seed=0)
+    model.train()
+    ratios = []
+    for number, batch in enumerate(batches(task, tokenizer, pairs + 1, length=128)):
+
+        def both(packs: bool, batch: dict[str, torch.Tensor] = batch) -> None:
+            task.kind.hard_loss(say(model, model, batch, packs=packs), batch).backward()
+            model.zero_grad(set_to_none=False)
+
+        padded, one = (seconds(partial(both, packs)) for packs in (False, True))
+        if number >= 1:  # memory is taken in the first
+            ratios.append(one / padded)
     return _spread(ratios)
 
 
@@ -236,6 +265,7 @@ def main() -> None:
     results.row({"what": "sandwich"}, lambda: sandwich(pairs))
     if has_units():
         results.row({"what": "half"}, lambda: half(pairs))
+    results.row({"what": "packed"}, lambda: packed(pairs // 2))
     results.row({"what": "memory"}, memory)
     ratios = {row["what"]: round(row["ratio"], 3) for row in results.rows}
     results.finish({f"{what}_ratio": ratio for what, ratio in ratios.items()})
