@@ -49,10 +49,7 @@ from hwnas.training.trainer import train
 
 BATCH, STEPS = 16, 10
 PAIRS, QUICK_PAIRS = 25, 6
-PROTOCOL = (
-    "demo:minilm (packed: demo:smollm2) on demo:tweets, batch 16, one thread; medians over pairs "
-    "of steps in turns"
-)
+PROTOCOL = "demo:minilm on demo:tweets, batch 16, one thread; medians over pairs of steps in turns"
 
 
 def task_and_model() -> tuple[Any, Any, Any]:
@@ -128,7 +125,7 @@ def half(pairs: int) -> dict[str, Any]:
 
 
 def packed(pairs: int) -> dict[str, Any]:
-    """A language model's pass over rows as one sequence, over that side by side."""
+    """SmolLM2's pass over rows as one sequence, over that side by side."""
     moods = ["negative", "neutral", "positive"]
     task = load_task(TaskSpec(kind="choice", text="text", choices=moods, learn="choices"))
     model, tokenizer = load_model("demo:smollm2", task=task.kind.task, seed=0)
