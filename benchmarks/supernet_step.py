@@ -127,7 +127,8 @@ def half(pairs: int) -> dict[str, Any]:
 def packed(pairs: int) -> dict[str, Any]:
     """SmolLM2's pass over rows as one sequence, over that side by side."""
     moods = ["negative", "neutral", "positive"]
-    task = load_task(TaskSpec(kind="choice", text="text", choices=moods, learn="choices"))
+    spec = TaskSpec(kind="choice", text="text", label="label", choices=moods, learn="choices")
+    task = load_task(spec)
     model, tokenizer = load_model("demo:smollm2", task=task.kind.task, seed=0)
     model.train()
     ratios = []
