@@ -58,10 +58,10 @@ RIVALS = ("uniform", "shortgpt", "one-shot")
 WORKERS = 14
 HERE = (
     "demo:smollm2 by adapters on ARC-easy, OpenBookQA and BoolQ, which choice is right among "
-    "what is learned, trained apart by the protocol of quality_llm, scored in torch, shrunk ones with the "
-    "tokens of the task's rows; structures chosen by a table of the CPU that is named here, "
-    "paired decode latency of each (cache of 128, one thread) measured on it afterwards; rivals "
-    "train for all the compute that ours spends after the baseline"
+    "what is learned, trained apart by the protocol of quality_llm, scored in torch, shrunk ones "
+    "with the tokens of the task's rows; structures chosen by a table of the CPU that is named "
+    "here, paired decode latency of each (cache of 128, one thread) measured on it afterwards; "
+    "rivals train for all the compute that ours spends after the baseline"
 )
 
 
