@@ -179,6 +179,7 @@ def main() -> None:
     def more(parser: Any) -> None:
         said = "NAME=FOLDER of a dense model; the first is the whole one; else SmolLM2 as it is"
         parser.add_argument("--model", action="append", help=said)
+        parser.add_argument("--target", action="append", help="by default int8, int4 and fp32")
 
     args = options("llm_together", __doc__, more)
     given = [text.partition("=") for text in args.model or (f"original={original()}",)]
@@ -189,7 +190,7 @@ def main() -> None:
     plain = results.row({"model": first, "target": "torch:cpu"}, bench.torch_row)
     rows = [
         results.row({"model": name, "target": target}, partial(bench.row, folder, target))
-        for target in (TARGETS[:1] if args.quick else TARGETS)
+        for target in args.target or (TARGETS[:1] if args.quick else TARGETS)
         for name, folder in models
     ]
     results.finish(
