@@ -17,9 +17,6 @@ from hwnas.subnetwork import Subnetwork
 if TYPE_CHECKING:
     from hwnas.inputs import Inputs
 
-if TYPE_CHECKING:
-    from hwnas.inputs import Inputs
-
 
 def latency_table(inputs: Inputs, given: Path | None) -> LatencyTable:
     """`table.json`: operator costs of the target, measured now or given (and checked) before."""
