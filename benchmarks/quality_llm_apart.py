@@ -8,6 +8,7 @@ trained on.
 
     results=benchmarks/results/quality_llm_apart.json
     python benchmarks/quality_llm_apart.py tables                    # here, nothing beside it
+    python benchmarks/quality_llm_apart.py tables --trained OUT.jsonl    # for further seeds
     python benchmarks/quality_llm_apart.py train OUT.jsonl 0 1 2     # seeds, wherever
     python benchmarks/quality_llm_apart.py time OUT.jsonl --json $results   # here again
 """
@@ -27,7 +28,7 @@ import torch
 from quality_llm import BUDGETS, LEARNED, QUICK, one_shot, shortgpt
 from quality_llm import headline as beside_lora
 from quality_llm import recipe_of as recipe_for
-from quality_on_gpu import TABLES, Job, time_rows, train
+from quality_on_gpu import TABLES, Job, rows_of, time_rows, train
 from quality_rivals import Kind
 from record import Results
 
@@ -190,8 +191,12 @@ class Seed(NamedTuple):
         return {self.baseline: [self.ours], self.ours: list(self.rivals)}
 
 
-def tables() -> None:
-    """Measure the latency table, and how far beyond it structures of both budgets take."""
+def tables(trained: Sequence[Mapping[str, Any]]) -> None:
+    """Measure the latency table, and how far beyond it structures of both budgets take.
+
+    Args:
+        trained: rows of seeds before, what was found for which is timed too.
+    """
     recipe = recipe_for(0, quick=False)
     task = load_task(recipe.task_at_target)
     model, tokenizer = load_for(recipe.model, task, seed=0)
@@ -207,6 +212,8 @@ def tables() -> None:
         for ruled in by_rule(inputs.shape).values():
             fits = (s for s in ruled if predictor.predict(s) <= budget_ms)
             structures += [s for s in [next(fits, None)] if s is not None]
+    found = [one for row in trained if row["way"] == "ours" for one in row["budgets"].values()]
+    structures += [Subnetwork.of(one["genome"]) for one in found]
     timed: dict[Subnetwork, float] = {}
     for structure in structures:
         timed[structure] = clock.time(structure) / predictor.predict(structure)
@@ -247,7 +254,8 @@ def main() -> None:
     """One of the three steps; see the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True)
-    steps.add_parser("tables")
+    of_tables = steps.add_parser("tables")
+    of_tables.add_argument("--trained", type=Path, help="rows of seeds before")
     of_training = steps.add_parser("train")
     of_training.add_argument("out", type=Path)
     of_training.add_argument("seeds", nargs="+", type=int)
@@ -258,7 +266,7 @@ def main() -> None:
     of_timing.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.step == "tables":
-        tables()
+        tables(rows_of(args.trained) if args.trained else ())
     elif args.step == "train":
         minutes = 0.0 if args.quick else None
         groups = [Seed.of(s, RIVALS if s < 2 else (), minutes).after for s in args.seeds]

@@ -118,6 +118,11 @@ class Job:
         """Milliseconds by the table, where nothing can be timed."""
         return latency_table(inputs, None).predictor().predict
 
+    def wrote(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row is this job's."""
+        same = (row["task"], row["seed"], row["way"]) == (self.name, self.seed, self.way)
+        return same and set(self.budgets) <= set(row.get("budgets", self.budgets))
+
     def train(self) -> dict[str, Any]:
         """Train and score it."""
         return _baseline(self) if self.way == "baseline" else _budgets(self)
@@ -244,6 +249,8 @@ class Group(NamedTuple):
 def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) -> None:
     """Run all jobs, each after what it goes on from; a line of `out` for each that ends.
 
+    A job that has its line is not run again.
+
     Args:
         groups: what waits for each job.
     """
@@ -253,11 +260,19 @@ def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) ->
         rest |= group
     first = [job for job in rest if job.way == "baseline"]
     threads = max(1, (os.cpu_count() or 1) // workers)
+    rows = rows_of(out)
+    running: dict[Future[dict[str, Any]], Job] = {}
+
+    def start(jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if any(map(job.wrote, rows)):
+                start(rest.get(job, []))
+            else:
+                running[pool.submit(run_job, job, threads)] = job
+
     with ProcessPoolExecutor(workers, context) as pool, open(out, "a", encoding="utf-8") as file:
         begin = time.perf_counter()
-        running: dict[Future[dict[str, Any]], Job] = {
-            pool.submit(run_job, j, threads): j for j in first
-        }
+        start(first)
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -270,7 +285,14 @@ def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) ->
                 file.flush()
                 at = time.perf_counter() - begin
                 print(f"{at:.0f} s: {job.path.name} {job.way} in {row['seconds']} s", flush=True)
-                running |= {pool.submit(run_job, j, threads): j for j in rest.get(job, [])}
+                start(rest.get(job, []))
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file that `train` writes; none if it is not there."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def tables(names: Iterable[str]) -> None:
@@ -288,8 +310,7 @@ def tables(names: Iterable[str]) -> None:
 def time_rows(trained: Path, results: Results, kind: type[Job] = Job) -> None:
     """Time every structure here, in pairs with the full model; add the rows that are missing."""
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for line in trained.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in rows_of(trained):
         if row["way"] == "baseline":
             continue
         before = found.setdefault((row["task"], row["seed"], row["way"]), row)
@@ -302,7 +323,11 @@ def time_rows(trained: Path, results: Results, kind: type[Job] = Job) -> None:
     for (name, seed, way), row in found.items():
         if "budgets" in row:
             row["share"] = _share(row, found[name, seed, "ours"])
-        results.row({"task": name, "seed": seed, "way": way}, partial(_timed, row, kind))
+        key = {"task": name, "seed": seed, "way": way}
+        before = results.find(key) or row
+        if before.get("budgets", {}).keys() != row.get("budgets", {}).keys():
+            results.forget(key)  # another budget has been trained since
+        results.row(key, partial(_timed, row, kind))
 
 
 def _share(row: dict[str, Any], ours: dict[str, Any]) -> float:

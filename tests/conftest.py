@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 # where the tiny models stand, which tests of many folders import
 sys.path.insert(0, str(Path(__file__).parent / "anatomy"))
 
+# no slow test begins after it, in seconds since 1970: CI runs as many of them as fit
+SLOW_UNTIL = float(os.environ.get("HWNAS_SLOW_UNTIL", "inf"))
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -40,14 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
 LONG_FILES = (
     "test_pipeline.py",
     "test_deployments_of_flower.py",
-    "test_searching.py",
-    "test_second_search.py",
-    "test_language_runs.py",
-    "test_auto.py",
-    "test_shipped_recipes.py",
     "test_language_models.py",
-    "test_processes.py",
+    "test_language_runs.py",
+    "test_searching.py",
     "test_deployments.py",
+    "test_auto.py",
+    "test_second_search.py",
+    "test_processes.py",
     "test_sizes.py",
     "test_profiling.py",
     "test_workers.py",
@@ -65,6 +68,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"{SHARED_DATA} is not there")
     if item.get_closest_marker("variant") and os.environ.get("HWNAS_EVERY_VARIANT") != "1":
         pytest.skip("HWNAS_EVERY_VARIANT=1 runs it")
+    if item.get_closest_marker("slow") and time.time() > SLOW_UNTIL:
+        pytest.skip("HWNAS_SLOW_UNTIL has passed: no time is left for slow tests")
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -116,6 +116,7 @@ def test_a_rule_chooses_among_no_deployments(tmp_path: Path) -> None:
         load_recipe(recipe)
 
 
+@pytest.mark.slow  # a whole run at three deployments
 def test_the_baseline_is_measured_at_each_deployment(finished: tuple[Path, Summary]) -> None:
     out, _ = finished
     anchors = read_model(out / "deployments.json", Anchors).anchors
@@ -127,6 +128,7 @@ def test_the_baseline_is_measured_at_each_deployment(finished: tuple[Path, Summa
     assert {p.stem for p in (out / "tables").iterdir()} == set(NAMES)
 
 
+@pytest.mark.slow  # a whole run at three deployments
 def test_candidates_of_all_deployments_are_on_one_clock(finished: tuple[Path, Summary]) -> None:
     out, _ = finished
     lines = read_lines(out / "candidates.jsonl", Candidate)
@@ -140,6 +142,7 @@ def test_candidates_of_all_deployments_are_on_one_clock(finished: tuple[Path, Su
     }
 
 
+@pytest.mark.slow  # a whole run at three deployments
 def test_the_winner_is_served_by_its_deployment(finished: tuple[Path, Summary]) -> None:
     out, summary = finished
     (chosen,) = summary.chosen

@@ -273,6 +273,7 @@ def test_a_baseline_serves_another_search_in_two_stages(
     assert "100 - metric" in (out / "report.html").read_text()
 
 
+@pytest.mark.variant
 @pytest.mark.slow
 def test_a_target_in_int8_is_served_in_int8(recipe: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(recipe.read_text())
@@ -315,6 +316,7 @@ def test_another_baseline_is_refused(finished: Path, recipe: Path, tmp_path: Pat
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.variant
 @pytest.mark.slow  # Python processes that import torch, and measure
 def test_two_processes_make_one_run(finished: Path, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -83,6 +83,7 @@ def first_round(out: Path) -> list[dict[str, object]]:
     return [c for c in candidates(out) if c["round"] == 1]
 
 
+@pytest.mark.slow  # a search of two budgets
 def test_both_budgets_are_met_by_files_that_optimum_loads(
     searched: tuple[Path, Summary],
 ) -> None:
@@ -97,6 +98,7 @@ def test_both_budgets_are_met_by_files_that_optimum_loads(
     assert read_model(out / "summary.json", Summary) == summary
 
 
+@pytest.mark.slow  # a search of two budgets
 def test_what_is_chosen_is_the_best_that_was_looked_at_and_has_the_networks_weights(
     searched: tuple[Path, Summary], trained: Path
 ) -> None:
@@ -115,6 +117,7 @@ def test_what_is_chosen_is_the_best_that_was_looked_at_and_has_the_networks_weig
         assert line["signal"] == pytest.approx(run.judge.of(run.network, subnetwork), rel=1e-3)
 
 
+@pytest.mark.slow  # a search of two budgets
 def test_the_trained_run_is_only_read(searched: tuple[Path, Summary], trained: Path) -> None:
     assert sorted(p.name for p in trained.iterdir()) == [
         "baseline",
@@ -128,6 +131,7 @@ def test_the_trained_run_is_only_read(searched: tuple[Path, Summary], trained: P
     ]
 
 
+@pytest.mark.variant
 @pytest.mark.slow  # two searches
 def test_a_killed_search_of_one_worker_goes_on_to_what_two_found(
     searched: tuple[Path, Summary], trained: Path, tmp_path: Path

@@ -77,6 +77,7 @@ def test_combinations_are_those_of_the_machine_exact_first() -> None:
     assert {t.runtime for t in combinations(TARGET, ["onnxruntime"])} == {"onnxruntime"}
 
 
+@pytest.mark.slow  # every combination of the machine is written and timed
 def test_the_fastest_that_loses_no_more_than_allowed_is_kept(
     dense: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_the_fastest_that_loses_no_more_than_allowed_is_kept(
         kind.from_pretrained(folder)
 
 
+@pytest.mark.slow  # every combination of the machine is written and timed
 def test_where_all_may_be_lost_the_fastest_of_all_is_kept(
     dense: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_where_all_may_be_lost_the_fastest_of_all_is_kept(
     assert all("not scored" in t.note for t in record.tried[1:] if t.metric is None)
 
 
+@pytest.mark.slow  # every combination of the machine is written and timed
 def test_a_combination_that_fails_is_told_and_the_others_are_tried(
     dense: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +143,7 @@ def test_stopped_in_the_middle_nothing_is_there(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dense", "rows.jsonl"]
 
 
+@pytest.mark.slow  # every combination of the machine is written and timed
 def test_a_second_look_finds_what_was_promised(dense: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     record = auto(dense, rows, out)
@@ -153,6 +157,7 @@ def test_a_second_look_finds_what_was_promised(dense: Path, rows: Path, tmp_path
     assert recheck(moved, Rows()).broken == []
 
 
+@pytest.mark.slow  # every combination of the machine is written and timed
 def test_a_second_look_finds_broken_promises(
     dense: Path, rows: Path, tiny: Any, tmp_path: Path
 ) -> None:

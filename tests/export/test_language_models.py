@@ -153,6 +153,7 @@ def test_language_models_are_scored_by_their_next_tokens(folder: Path, tmp_path:
     assert found.loss == pytest.approx(np.mean(losses), abs=1e-4)
 
 
+@pytest.mark.slow  # several exports
 @pytest.mark.parametrize("folder", ["llama"], indirect=True)
 def test_texts_decide_what_is_rounded_to_four_bits(folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "texts.jsonl"
@@ -169,6 +170,7 @@ def test_texts_decide_what_is_rounded_to_four_bits(folder: Path, tmp_path: Path)
     assert [one.precision for one in record.tried] == ["fp32", "int4-weights"]
 
 
+@pytest.mark.slow  # several exports
 @pytest.mark.parametrize("folder", ["llama"], indirect=True)
 def test_auto_looks_at_what_suits_a_language_model(folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "texts.jsonl"
