@@ -152,6 +152,7 @@ def recipe_of(seed: int, quick: bool) -> Recipe:
             "metric": "accuracy_norm",
             "max_length": 192,
             "learn": "choices",
+            "ends": False,  # nothing is written here, and rows began without
         },
         "target": "openvino:cpu:threads=1,phase=decode,cache=128",
         "budgets": BUDGETS[:1] if quick else BUDGETS,

@@ -2,7 +2,8 @@
 
 The original is asked in torch, the baseline and every chosen model as the files that are served,
 one after the other, each with the threads of the run's target. Answers are greedy. A first, unasked
-token warms each of them up; what counts is the median time of a token after the first.
+token warms each of them up; what counts is the median time of a token after the first. For that,
+all write on after their answer's end.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Reply(Record):
     name: str  # original, baseline, or the budget
     served: str  # runtime and precision
     text: str
-    tokens: int
+    tokens: int  # of the text
     first_ms: float  # to read the prompt and write the first token
     tokens_per_s: float | None  # of those after the first; None if there are none
 
@@ -47,7 +48,7 @@ def ask(run: Path, prompt: str, *, most: int = 64, chat: bool = False) -> Replie
     """Have every model of a finished run go on from a prompt.
 
     Args:
-        most: tokens of each answer.
+        most: tokens that each of them writes.
         chat: the prompt is a chat's first message, in the words of the model's chat template.
 
     Raises:
@@ -121,11 +122,11 @@ def _reply(
     clock = TokenClock()
     with torch.inference_mode():
         model.generate(**given, max_new_tokens=1, **fixed)
-        ends = tokenizer.eos_token_id
-        written = model.generate(
-            **given, max_new_tokens=most, eos_token_id=ends, streamer=clock, **fixed
-        )
-    found = torch.as_tensor(written)[0, read.shape[1] :]
+        model.generation_config.eos_token_id = None
+        written = model.generate(**given, max_new_tokens=most, streamer=clock, **fixed)
+    found = torch.as_tensor(written)[0, read.shape[1] :].tolist()
+    if tokenizer.eos_token_id in found:
+        found = found[: found.index(tokenizer.eos_token_id)]
     # the streamer is told of the prompt when generating begins
     apart = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]
     each = apart[1:]

@@ -463,7 +463,9 @@ def ask(
     chat: Annotated[
         bool, typer.Option("--chat", help="Say it as a chat, by the model's chat template.")
     ] = False,
-    tokens: Annotated[int, typer.Option(min=1, help="Of each answer, at most.")] = 64,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="That each model writes; its answer may end before.")
+    ] = 64,
     json: Json = False,
 ) -> None:
     """What the models of a run answer, and how many tokens a second they write."""

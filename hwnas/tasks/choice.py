@@ -62,9 +62,10 @@ class Choice(WrittenTask):
     Attributes:
         choices: name of a class -> what is said for it; empty where each row has its own.
         template: of the prompt, see `prompts`; empty: the usual one.
-        chat: the prompt is a chat's first message, and the right answer ends the reply.
-        learn: "answer": the right one alone; "choices": which one it is, too (a reply then does not
-            end with it, or the end would be part of its score).
+        chat: the prompt is a chat's first message.
+        learn: "answer": the right one alone; "choices": which one it is, too.
+        ends: what is learned ends with the right answer, so that a model which is asked says no
+            more than that; the end is no part of a choice's score.
         per_byte: choices are judged by their bytes, so losses compare them likewise, times the mean
             size of a question's choices.
     """
@@ -76,6 +77,7 @@ class Choice(WrittenTask):
     template: str = ""
     chat: bool = False
     learn: str = "answer"
+    ends: bool = True
     per_byte: bool = False
 
     def parse(self, record: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, Any]:
@@ -131,7 +133,7 @@ class Choice(WrittenTask):
         for choices, right in zip(split["choices"], split["label"], strict=True):
             others = [*choices[:right], *choices[right + 1 :]] if self.learn == "choices" else []
             offered.append(([choices[right], *others], 0))
-        return self._encoded(split, tokenizer, max_length, offered, ends=self.chat)
+        return self._encoded(split, tokenizer, max_length, offered, ends=self.ends)
 
     def _encoded(
         self,
@@ -145,7 +147,7 @@ class Choice(WrittenTask):
         """Rows of questions with what each offers, and which of it is right.
 
         Args:
-            ends: whether a choice that is offered alone ends what is said.
+            ends: whether the first of them ends what is said.
         """
         from datasets import Dataset
 
@@ -160,10 +162,9 @@ class Choice(WrittenTask):
             read = iter(joined_ids(tokenizer, begun, said))
             rows: list[dict[str, Any]] = []
             for some, right in part:
-                alone = len(some) == 1
-                row = _row([next(read) for _ in some], most, end if alone else None)
-                if alone:
-                    del row["branch"]
+                row = _row([next(read) for _ in some], most, end)
+                if len(some) == 1:
+                    del row["branch"], row["ends"]
                 else:
                     row |= {"answer": right, "bytes": [len(one.encode()) for one in some]}
                 rows.append(row)
@@ -274,7 +275,8 @@ class _Choices(NamedTuple):
         said = wide(logits).log_softmax(-1).gather(-1, inputs["labels"][rows, at, None])[:, 0]
         scores = said.new_zeros(len(branch), int(which.max()) + 1)
         none = scores.index_put((rows, which), said.new_ones(())) == 0
-        found = scores.index_put((rows, which), said, accumulate=True)
+        scored = said.masked_fill(inputs["ends"][rows, at] > 0, 0.0)
+        found = scores.index_put((rows, which), scored, accumulate=True)
         return cls(found.masked_fill(none, _NO_CHOICE), said, which)
 
 
@@ -282,22 +284,31 @@ def _row(read: Sequence[Joined], most: int, end: int | None) -> dict[str, Any]:
     """A prompt with continuations, as token ids, labels and branches.
 
     Args:
-        end: the token that is to be said after a continuation; None: nothing.
+        end: the token that is to be said after the first; None: nothing.
+
+    Returns:
+        With `ends`, 1 where that token is.
     """
-    ending = [] if end is None else [end]
-    continued = [[*one.continuation, *ending][: most - 1] for one in read]
+    continued = [one.continuation for one in read]
+    if end is not None:
+        continued[0] = [*continued[0], end]
+    continued = [one[: most - 1] for one in continued]
     # how the beginning is read does not depend on what follows but for its last letters
     kept = cut(read[-1].beginning, most - max(map(len, continued)))
     ids, labels, branch = [*kept], [IGNORED] * len(kept), [BEGINNING] * len(kept)
+    ends = [0] * len(kept)
     for number, own in enumerate(continued):
         ids += own
         labels += own
         branch += [number] * len(own)
+        ended = number == 0 and len(own) > len(read[0].continuation)
+        ends += [0] * (len(own) - ended) + [1] * ended
     return {
         "input_ids": ids,
         "attention_mask": [1] * len(ids),
         "labels": labels,
         "branch": branch,
+        "ends": ends,
         "length": len(ids),
     }
 

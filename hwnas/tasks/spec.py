@@ -120,6 +120,7 @@ class TaskSpec(BaseModel):
     choices: dict[str, str] | None = None
     # of choice: the right one is learned alone, or which one it is, too
     learn: Literal["answer", "choices"] = "answer"
+    ends: bool = True  # likewise: whether models learn to say nothing after the answer
     # of choice and instruction: the prompt, with {column} for each column of text
     template: str | None = None
     chat: bool = False  # likewise: whether it is said as a chat, by the model's chat template
@@ -164,10 +165,11 @@ class TaskSpec(BaseModel):
             raise ValueError(f"{value}: give two or more different choices")
         return value
 
-    @field_validator("learn")
+    @field_validator("learn", "ends")
     @classmethod
-    def _of_choices(cls, value: str, info: ValidationInfo) -> str:
-        if value != "answer" and _kind_name(info.data) != "choice":
+    def _of_choices(cls, value: str | bool, info: ValidationInfo) -> str | bool:
+        usual = cls.model_fields[str(info.field_name)].default
+        if value != usual and _kind_name(info.data) != "choice":
             raise ValueError("is for tasks of kind choice; leave it out")
         return value
 
@@ -223,6 +225,7 @@ class TaskSpec(BaseModel):
             settings |= {
                 "choices": tuple((self.choices or {}).items()),
                 "learn": self.learn,
+                "ends": self.ends,
                 "per_byte": self.metric == "accuracy_norm",
             }
         return kind_named(self.kind_name, **settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ from hwnas.tasks.loading import load_task
 from hwnas.tasks.predict import outputs_of, predict
 from hwnas.tasks.rows import Columns, Row
 from hwnas.tasks.spec import TaskSpec
-from hwnas.tasks.written import BEGINNING, IGNORED, Places, counted, lines, padded, states_of
+from hwnas.tasks.written import (
+    BEGINNING,
+    IGNORED,
+    Places,
+    counted,
+    likelihoods,
+    lines,
+    padded,
+    states_of,
+)
 from hwnas.training.batches import model_columns
 
 QUESTION = (
@@ -49,6 +59,7 @@ def _branching() -> Dataset:
         ids, branch = row["input_ids"], row["branch"]
         row["attention_mask"] = [1] * len(ids)
         row["labels"] = [IGNORED if b == BEGINNING else i for i, b in zip(ids, branch, strict=True)]
+        row["ends"] = [0] * len(ids)
         row["bytes"] = [3, 6]
         row["length"] = len(ids)
     return Dataset.from_list(rows)
@@ -161,9 +172,12 @@ def test_rows_are_encoded_as_read_together(tokenizer: Any) -> None:
         whole = ids[(branch == BEGINNING) | (branch == number)]
         assert tokenizer.decode(whole) == f"Question: What is wet?\nAnswer: {text}"
     (learned,) = encode_training(kind, split, tokenizer, 64)
-    assert tokenizer.decode(learned["input_ids"]) == "Question: What is wet?\nAnswer: the sea"
+    whole = "Question: What is wet?\nAnswer: the sea<|im_end|>"
+    assert tokenizer.decode(learned["input_ids"]) == whole
     said = [i for i in learned["labels"] if i != IGNORED]
-    assert tokenizer.decode(said) == " the sea"
+    assert tokenizer.decode(said) == " the sea<|im_end|>"
+    (endless,) = encode_training(replace(kind, ends=False), split, tokenizer, 64)
+    assert tokenizer.decode(endless["labels"][-2:]) == " the sea"
     # what is too long loses the prompt's beginning, never an answer
     (short,) = kind.encode(split, tokenizer, 6)
     kept = [i for i, b in zip(short["input_ids"], short["branch"], strict=True) if b == BEGINNING]
@@ -291,9 +305,32 @@ def test_a_question_that_is_learned_by_its_choices_has_the_right_one_first(token
     learned = encode_training(kind, kind.split(rows, []), tokenizer, 64)
     said = []
     for row in learned:
+        assert sum(row["ends"]) == 1
         ids, branch = np.array(row["labels"]), np.array(row["branch"])
         said.append([tokenizer.decode(ids[branch == n]) for n in range(branch.max() + 1)])
-    assert said == [[" the sea", " a stone", " sand"], [" a stone", " the sea"]]
+    assert said == [
+        [" the sea<|im_end|>", " a stone", " sand"],
+        [" a stone<|im_end|>", " the sea"],
+    ]
+
+
+def test_an_end_is_learned_and_not_scored(tokenizer: Any) -> None:
+    rows = [Row(("Question: What is wet?\nAnswer:", "a stone", "the sea", "sand"), 1, 0)]
+    kind, model = Choice(learn="choices"), make_model("llama")
+    model.resize_token_embeddings(len(tokenizer))
+    losses = []
+    for one in (kind, replace(kind, ends=False)):
+        learned = model_columns(encode_training(one, one.split(rows, []), tokenizer, 64))
+        batch = padded([dict(row) for row in learned], 0)
+        with torch.inference_mode():
+            said = outputs_of(model, batch)
+            at, end = Places.of(batch["labels"], batch["branch"]), batch["ends"]
+            each = likelihoods(said.logits, batch["labels"][at.rows, at.at])[:, 0]
+            right = each[batch["branch"][at.rows, at.at] == 0]
+            # all but the words is which choice is right, and that is the same with and without end
+            losses.append(one.hard_loss(said, batch).item() + right.mean().item())
+            assert int(end.sum()) == one.ends
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.mark.parametrize(
