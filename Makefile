@@ -73,7 +73,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadscope --no-loadscope-reorder \
 	|| { test $$? -eq 1 && echo "== failed beside others, again and alone:" \
 	     && env -u HWNAS_SLOW_UNTIL $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 
 # mypy does not follow the package-dir mapping, so the packages are linked as they install.
 lint: $(READY)
