@@ -377,7 +377,7 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         if drops:
             found[f"drop_at_{name}"] = round(statistics.mean(drops), 2)
-        if "ours" in means:
+        if "ours" in means and len(means) > 1:
             ranked = sorted(means, key=lambda way: -statistics.mean(means[way]))
             found[f"rank_at_{name}"] = ranked.index("ours") + 1
     return found
