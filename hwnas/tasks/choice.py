@@ -164,7 +164,7 @@ class Choice(WrittenTask):
             for some, right in part:
                 row = _row([next(read) for _ in some], most, end)
                 if len(some) == 1:
-                    del row["branch"], row["ends"]
+                    del row["branch"], row["closing"]
                 else:
                     row |= {"answer": right, "bytes": [len(one.encode()) for one in some]}
                 rows.append(row)
@@ -275,7 +275,7 @@ class _Choices(NamedTuple):
         said = wide(logits).log_softmax(-1).gather(-1, inputs["labels"][rows, at, None])[:, 0]
         scores = said.new_zeros(len(branch), int(which.max()) + 1)
         none = scores.index_put((rows, which), said.new_ones(())) == 0
-        scored = said.masked_fill(inputs["ends"][rows, at] > 0, 0.0)
+        scored = said.masked_fill(inputs["closing"][rows, at] > 0, 0.0)
         found = scores.index_put((rows, which), scored, accumulate=True)
         return cls(found.masked_fill(none, _NO_CHOICE), said, which)
 
@@ -287,7 +287,7 @@ def _row(read: Sequence[Joined], most: int, end: int | None) -> dict[str, Any]:
         end: the token that is to be said after the first; None: nothing.
 
     Returns:
-        With `ends`, 1 where that token is.
+        With `closing`, 1 where that token is.
     """
     continued = [one.continuation for one in read]
     if end is not None:
@@ -296,19 +296,19 @@ def _row(read: Sequence[Joined], most: int, end: int | None) -> dict[str, Any]:
     # how the beginning is read does not depend on what follows but for its last letters
     kept = cut(read[-1].beginning, most - max(map(len, continued)))
     ids, labels, branch = [*kept], [IGNORED] * len(kept), [BEGINNING] * len(kept)
-    ends = [0] * len(kept)
+    closing = [0] * len(kept)
     for number, own in enumerate(continued):
         ids += own
         labels += own
         branch += [number] * len(own)
         ended = number == 0 and len(own) > len(read[0].continuation)
-        ends += [0] * (len(own) - ended) + [1] * ended
+        closing += [0] * (len(own) - ended) + [1] * ended
     return {
         "input_ids": ids,
         "attention_mask": [1] * len(ids),
         "labels": labels,
         "branch": branch,
-        "ends": ends,
+        "closing": closing,
         "length": len(ids),
     }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _QUESTIONS = ("input_ids", "attention_mask", "token_type_ids")
-_LABELS = ("labels", "start_positions", "end_positions", "branch", "ends", "bytes")
+_LABELS = ("labels", "start_positions", "end_positions", "branch", "closing", "bytes")
 ROW = "teacher_row"  # column of a row's number among those that a teacher's memory is of
 _FEW_ROWS = 8
 

@@ -59,7 +59,7 @@ def _branching() -> Dataset:
         ids, branch = row["input_ids"], row["branch"]
         row["attention_mask"] = [1] * len(ids)
         row["labels"] = [IGNORED if b == BEGINNING else i for i, b in zip(ids, branch, strict=True)]
-        row["ends"] = [0] * len(ids)
+        row["closing"] = [0] * len(ids)
         row["bytes"] = [3, 6]
         row["length"] = len(ids)
     return Dataset.from_list(rows)
@@ -305,7 +305,7 @@ def test_a_question_that_is_learned_by_its_choices_has_the_right_one_first(token
     learned = encode_training(kind, kind.split(rows, []), tokenizer, 64)
     said = []
     for row in learned:
-        assert sum(row["ends"]) == 1
+        assert sum(row["closing"]) == 1
         ids, branch = np.array(row["labels"]), np.array(row["branch"])
         said.append([tokenizer.decode(ids[branch == n]) for n in range(branch.max() + 1)])
     assert said == [
@@ -324,7 +324,7 @@ def test_an_end_is_learned_and_not_scored(tokenizer: Any) -> None:
         batch = padded([dict(row) for row in learned], 0)
         with torch.inference_mode():
             said = outputs_of(model, batch)
-            at, end = Places.of(batch["labels"], batch["branch"]), batch["ends"]
+            at, end = Places.of(batch["labels"], batch["branch"]), batch["closing"]
             each = likelihoods(said.logits, batch["labels"][at.rows, at.at])[:, 0]
             right = each[batch["branch"][at.rows, at.at] == 0]
             # all but the words is which choice is right, and that is the same with and without end
