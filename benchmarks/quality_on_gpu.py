@@ -260,7 +260,7 @@ def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) ->
         rest |= group
     first = [job for job in rest if job.way == "baseline"]
     threads = max(1, (os.cpu_count() or 1) // workers)
-    rows = rows_of(out)
+    rows = rows_of(out) if out.exists() else []
     running: dict[Future[dict[str, Any]], Job] = {}
 
     def start(jobs: Iterable[Job]) -> None:
@@ -289,9 +289,7 @@ def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) ->
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file that `train` writes; none if it is not there."""
-    if not file.exists():
-        return []
+    """The lines of a file that `train` writes."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -324,8 +322,8 @@ def time_rows(trained: Path, results: Results, kind: type[Job] = Job) -> None:
         if "budgets" in row:
             row["share"] = _share(row, found[name, seed, "ours"])
         key = {"task": name, "seed": seed, "way": way}
-        before = results.find(key) or row
-        if before.get("budgets", {}).keys() != row.get("budgets", {}).keys():
+        timed = results.find(key) or row
+        if timed.get("budgets", {}).keys() != row.get("budgets", {}).keys():
             results.forget(key)  # another budget has been trained since
         results.row(key, partial(_timed, row, kind))
 
