@@ -59,10 +59,12 @@ RIVALS = ("uniform", "shortgpt", "one-shot")
 WORKERS = 14
 HERE = (
     "demo:smollm2 by adapters on ARC-easy, OpenBookQA and BoolQ, which choice is right among "
-    "what is learned, trained apart by the protocol of quality_llm, scored in torch, shrunk ones "
+    "what is learned, trained apart by the protocol of quality_llm, each row on what it names, "
+    "scored in torch on all 3,073 questions, shrunk ones "
     "with the tokens of the task's rows; structures chosen by a table of the CPU that is named "
     "here, paired decode latency of each (cache of 128, one thread) measured on it afterwards; "
-    "rivals train for all the compute that ours spends after the baseline"
+    "rivals train for all the compute that ours spends after the baseline, plain LoRA for all "
+    "the steps that a model of ours may have seen"
 )
 
 
@@ -75,33 +77,24 @@ class LanguageJob(Job):
         update: dict[str, Any] = {"budgets": self.budgets}
         if self.way in RIVALS:
             update["strategy"] = "uniform"
-        if self.way == "lora":
-            update["compute"] = self._longer(recipe)
-        elif self.minutes == 0:
+        plan = recipe.compute
+        if self.minutes == 0:
             quick = {name: n for name, n in QUICK.items() if name != "test_rows"}
-            update["compute"] = recipe.compute.model_copy(update=quick)
+            plan = plan.model_copy(update=quick)
+        if self.way == "lora":  # for all that a model of ours may have seen
+            steps = plan.start_steps + plan.student_steps(len(BUDGETS))
+            plan = plan.model_copy(update={"start_steps": steps})
+        update["compute"] = plan
         if self.minutes == 0:
             few = {name: one.model_copy(update={"rows": 2}) for name, one in recipe.beside.items()}
             update["beside"] = few
         return recipe.model_copy(update=update)
-
-    def _longer(self, recipe: Recipe) -> Any:
-        """Plain LoRA for the steps that our models have seen in all."""
-        most = read_json(self.ours / "spent.json")["most"]
-        start = recipe.compute.start_steps + most - recipe.compute.baseline_steps(len(BUDGETS))
-        return recipe.compute.model_copy(update={"start_steps": max(1, start)})
 
     def train(self) -> dict[str, Any]:
         """Train and score it."""
         torch.set_float32_matmul_precision("high")
         if self.way != "lora":
             return super().train()
-        if (
-            self.recipe.compute.start_steps
-            <= recipe_for(self.seed, quick=False).compute.start_steps
-        ):
-            # the baseline has as many steps as our models have seen
-            return {"lora": read_json(self.ours / "baseline.json")}
         inputs = self.inputs()
         history = stages.baseline(inputs)
         found = self.scores(inputs, inputs.path / "baseline" / "model")
@@ -169,26 +162,29 @@ def _shares(subnetwork: Subnetwork) -> tuple[float, float, float]:
 
 
 class Seed(NamedTuple):
-    """All jobs of a seed: the baseline, ours, then plain LoRA and each rival at each budget."""
+    """All jobs of a seed: plain LoRA; the baseline, ours, then each rival at each budget."""
 
+    lora: LanguageJob
     baseline: LanguageJob
     ours: LanguageJob
     rivals: list[LanguageJob]
 
     @classmethod
-    def of(cls, seed: int, ways: Sequence[str], minutes: float | None) -> Seed:
-        """Those of this seed."""
+    def of(
+        cls, seed: int, ways: Sequence[str], budgets: Sequence[str], minutes: float | None
+    ) -> Seed:
+        """Those of this seed, with the budgets that rivals are trained for."""
 
         def job(way: str, budgets: tuple[str, ...] = BUDGETS) -> LanguageJob:
             return LanguageJob(NAME, seed, way, budgets, minutes)
 
-        rivals = [job(way, (budget,)) for budget in reversed(BUDGETS) for way in ways]
-        return cls(job("baseline"), job("ours"), [job("lora"), *rivals])
+        rivals = [job(way, (budget,)) for budget in budgets for way in ways]
+        return cls(job("lora"), job("baseline"), job("ours"), rivals)
 
     @property
     def after(self) -> dict[Job, list[Job]]:
         """What each of them is waited for by."""
-        return {self.baseline: [self.ours], self.ours: list(self.rivals)}
+        return {self.lora: [], self.baseline: [self.ours], self.ours: list(self.rivals)}
 
 
 def tables(trained: Sequence[Mapping[str, Any]]) -> None:
@@ -260,6 +256,7 @@ def main() -> None:
     of_training.add_argument("out", type=Path)
     of_training.add_argument("seeds", nargs="+", type=int)
     of_training.add_argument("--quick", action="store_true", help="a few steps, to see it run")
+    of_training.add_argument("--rivals", nargs="+", default=BUDGETS, help="budgets of theirs")
     of_training.add_argument("--workers", type=int, default=WORKERS)
     of_timing = steps.add_parser("time")
     of_timing.add_argument("trained", type=Path)
@@ -269,7 +266,9 @@ def main() -> None:
         tables(rows_of(args.trained) if args.trained else ())
     elif args.step == "train":
         minutes = 0.0 if args.quick else None
-        groups = [Seed.of(s, RIVALS if s < 2 else (), minutes).after for s in args.seeds]
+        groups = [
+            Seed.of(s, RIVALS if s < 2 else (), args.rivals, minutes).after for s in args.seeds
+        ]
         train(args.out, groups, args.workers)
     else:
         results = Results("quality_llm_apart", quick=False, protocol=HERE, path=args.json)

@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -258,7 +259,8 @@ def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) ->
     rest: dict[Job, list[Job]] = {}
     for group in groups:
         rest |= group
-    first = [job for job in rest if job.way == "baseline"]
+    later = {job for jobs in rest.values() for job in jobs}
+    first = [job for job in rest if job not in later]
     threads = max(1, (os.cpu_count() or 1) // workers)
     rows = rows_of(out) if out.exists() else []
     running: dict[Future[dict[str, Any]], Job] = {}
@@ -278,7 +280,7 @@ def train(out: Path, groups: Iterable[Mapping[Job, list[Job]]], workers: int) ->
             for future in done:
                 job = running.pop(future)
                 if (error := future.exception()) is not None:
-                    print(f"{job}: {error!r}", flush=True)
+                    print(f"{job} failed:", *traceback.format_exception(error), flush=True)
                     continue
                 row = future.result()
                 file.write(json.dumps(row) + "\n")
