@@ -205,7 +205,8 @@ def tables(trained: Sequence[Mapping[str, Any]]) -> None:
     directory = RunDirectory(TABLES)
     inputs = Inputs(recipe, directory, recipe.compute, task, tokenizer, model.config)
     table = profiled(inputs, inputs.target, TABLES / f"{NAME}.json")
-    clock = structure_clock(inputs, inputs.target, table.reference_ms, "structure")
+    kept_as = f"structure of {inputs.tokens_written} tokens"
+    clock = structure_clock(inputs, inputs.target, table.reference_ms, kept_as)
     predictor = table.predictor()
     structures = whole_networks(inputs.shape, RANDOM, seed=1)
     for text in BUDGETS:
