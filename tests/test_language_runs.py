@@ -127,6 +127,7 @@ def test_every_stage_on_a_tiny_model(
     assert summary.splits["test"] == 24
     lines = (out / "finalists.jsonl").read_text().splitlines()
     of_baseline = [f for f in map(json.loads, lines) if f["start"] == "teacher"]
+    assert of_baseline
     untrained = [f["kind"] for f in of_baseline if f["rung"] == START]
     assert {f["kind"] for f in of_baseline} == {*untrained}, "cuts of a finished baseline compete"
     (chosen,) = summary.chosen
