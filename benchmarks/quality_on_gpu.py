@@ -201,9 +201,8 @@ def _budgets(job: Job) -> dict[str, Any]:
         }
     compute_spent = spent(contest, winners)
     if job.way == "ours":
-        most = max(winner.steps for winner in winners.values())
         steps = after_baseline(compute_spent.model_dump())
-        found = {"steps": steps, "most": most, "budgets": list(winners)}
+        found = {"steps": steps, "budgets": list(winners)}
         write_json(job.ours / "spent.json", found)
     inputs.directory.close()
     return {

@@ -133,10 +133,11 @@ class Inputs:
         spec = self.recipe.vocabulary
         if not spec.trim:
             return None
-        if not self.recipe.task.is_written:
-            common = spec.common or 0
+        written = self.recipe.task.is_written
+        usual = len(self.tokenizer) // 2 if written else 0
+        common = usual if spec.common is None else spec.common
+        if not written:
             return kept_tokens(self.tokenizer, self.task.texts(), least=spec.least, common=common)
-        common = len(self.tokenizer) // 2 if spec.common is None else spec.common
         # as they are judged by: with templates, and all that is offered to choose from
         read = (self._encode(self.task.train), self.choice_validation)
         rows = itertools.chain.from_iterable(encoded["input_ids"] for encoded in read)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers import (
 from hwnas.errors import UserError
 from hwnas.models import load, load_model, load_tokenizer, model_folder
 from hwnas.vocabulary import (
+    _stored,
     _trimmed_tokenizer,
     check_trimmable,
     count_tokens,
@@ -167,20 +167,12 @@ def test_common_tokens_stay_though_no_text_has_them(kind: str) -> None:
     lengths = []
     for common in (0, 10, 40, len(tokenizer)):
         kept = kept_tokens(tokenizer, TEXTS[:1], common=common)
-        numbers = {tokenizer.convert_ids_to_tokens(n) for n in kept.numbers}
-        lengths.append(len(_pieces(tokenizer, numbers, unseen)))
+        trimmed = _trimmed_tokenizer(tokenizer, _stored(tokenizer), kept.numbers)
+        lengths.append(len(trimmed.tokenize(unseen)))
         assert kept.report.common == common
     assert lengths[0] > len(whole) == lengths[-1]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[2] < lengths[0], "of the commonest tokens, some are of the commonest words"
-
-
-def _pieces(tokenizer: Any, kept: set[str], text: str) -> list[str]:
-    """How a text is read with these tokens."""
-    numbers = sorted(tokenizer.convert_tokens_to_ids(token) for token in kept)
-    stored = json.loads(tokenizer.backend_tokenizer.to_str())
-    pieces: list[str] = _trimmed_tokenizer(tokenizer, stored, numbers).tokenize(text)
-    return pieces
 
 
 def test_word_pieces_are_numbered_by_how_common_they_are(minilm_dir: Path) -> None:
