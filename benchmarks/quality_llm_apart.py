@@ -67,7 +67,8 @@ HERE = (
     "what is learned, trained apart by the protocol of quality_llm, each row on what it names, "
     "scored in torch on all 3,073 questions, shrunk ones "
     "with the commonest half of the tokens and those of the task's rows; "
-    "structures chosen by a table of the CPU that is named here, paired decode latency of each (cache of 128, one thread) measured on it afterwards; "
+    "structures chosen by a table of the CPU that is named here, paired decode latency of each "
+    "(cache of 128, one thread) measured on it afterwards; "
     "rivals train for all the compute that ours spends after the baseline, plain LoRA for all "
     "the steps that a model of ours may have seen"
 )
