@@ -3,12 +3,15 @@
 SmolLM2-135M learns ARC-easy, OpenBookQA and BoolQ together, by adapters. From one plain LoRA
 baseline per seed, within the same budgets:
 
-- `ours`: `hwnas run` (importance, elastic adapters on the frozen baseline, search, finalists);
+- `deployed`: `hwnas run` with 8- and 4-bit weights competing, all tokens kept: structure and
+  precision searched together, which is what we advise;
+- `ours`: `hwnas run` in fp32 only (importance, elastic adapters on the frozen baseline, search,
+  finalists), with fewer tokens;
 - `uniform`: all layers alike;
 - `shortgpt`: layers left out by how little they change the stream (Men et al. 2024);
 - `one-shot`: first-order importance of weights, the middle layers cut at one ratio (LLM-Pruner, Ma
   et al. 2023);
-- `int4`: the baseline with 4-bit weights, nothing else;
+- `int8`, `int4`: the baseline with 8- or 4-bit weights, nothing else;
 - `lora`: plain LoRA on the whole model for all the steps that our models have seen, their upper
   bound.
 
@@ -19,9 +22,10 @@ questions of their held-out halves. Beside them stands what was not trained on: 
 perplexity of WikiText, and word problems of MAWPS, answered in writing.
 
 Runs are kept in `runs/quality_llm/`: an interrupted benchmark goes on inside the run that was cut
-off. Rivals take their baseline and latency table from our run.
+off. All take their baseline and latency table from the run of `ours`.
 
     python benchmarks/quality_llm.py --json benchmarks/results/quality_llm.json
+    python benchmarks/quality_llm.py --only 0:deployed 0:int4 --json ...    # some of the rows
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ import json
 import random
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,19 +46,21 @@ from record import ROOT, Results, options
 from hwnas import stages
 from hwnas.anatomy.modules import blocks
 from hwnas.beside import load_beside
-from hwnas.delivery import write_exact
+from hwnas.delivery import write_exact, write_quantized
 from hwnas.errors import BudgetError
-from hwnas.files import read_model, validate, write_text
+from hwnas.files import validate, write_text
 from hwnas.importance.scores import Importance
 from hwnas.inputs import Inputs
 from hwnas.latency.predictor import LatencyPredictor
+from hwnas.latency.target import Budget
 from hwnas.models import load, load_tokenizer
 from hwnas.pipeline import Given, prepare
-from hwnas.recipe import Recipe
+from hwnas.recipe import Recipe, VocabularySpec
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Summary
 from hwnas.tasks.written import states_of
+from hwnas.timing import latency_table
 from hwnas.training.batches import collator, model_columns
 
 DATA = ROOT.parent / "shared" / "data"
@@ -61,7 +68,9 @@ RUNS = ROOT / "runs" / "quality_llm"
 BUDGETS = ("80%", "65%")
 LEARNED = {"arc_easy": "accuracy_norm", "openbookqa": "accuracy_norm", "boolq": "accuracy"}
 ROWS = 2000  # questions of each that are scored at most: 1,188, 250 and 1,635, all there are
-WAYS = ("ours", "uniform", "shortgpt", "one-shot", "int4", "lora")
+OURS = ("ours", "deployed")
+PRECISIONS = ("int8", "int4")  # of weights
+WAYS = ("deployed", *PRECISIONS, "ours", "lora", "uniform", "shortgpt", "one-shot")
 SEEDS = 3
 WHOLE_FIRST, WHOLE_LAST = 4 / 32, 2 / 32  # of the layers, that LLM-Pruner leaves whole
 _BATCH = 8
@@ -248,17 +257,33 @@ def row(seed: int, way: str, quick: bool) -> dict[str, Any]:
     """The budgets of one way to shrink, after what is missing of its run is made."""
     recipe = recipe_of(seed, quick)
     ours, run = (run_of(seed, each, quick) for each in ("ours", way))
-    if way == "int4":
-        return int4(recipe, ours)
+    begin(recipe, ours)
+    if way in PRECISIONS:
+        return precision_alone(recipe, ours, f"{way}-weights")
     if way == "lora":
         return lora(recipe, ours, run)
-    if way != "ours":
+    if way == "deployed":
+        served = tuple(f"openvino:{name}-weights" for name in PRECISIONS)
+        recipe = recipe.model_copy(update={"deployments": served, "vocabulary": VocabularySpec()})
+    elif way != "ours":
         recipe = recipe.model_copy(update={"strategy": "uniform"})
     if way in ("shortgpt", "one-shot") and not (run / "selection").exists():
         inputs = prepare(recipe, run, resume=True, given=Given(reuse=ours))
         choose(inputs, (shortgpt if way == "shortgpt" else one_shot)(inputs))
         inputs.directory.close()
     return _figures(finished(recipe, run, None if way == "ours" else ours))
+
+
+def begin(recipe: Recipe, ours: Path) -> None:
+    """The table and the baseline that all ways share, in the folder of our run."""
+    if (ours / "baseline" / "history.json").exists():
+        return
+    inputs = prepare(recipe, ours, resume=True, given=Given())
+    with inputs.directory.stage("table"):
+        latency_table(inputs, None)
+    with inputs.directory.stage("baseline"):
+        stages.baseline(inputs)
+    inputs.directory.close()
 
 
 def _mean(scores: dict[str, float]) -> float:
@@ -283,6 +308,7 @@ def _figures(summary: Summary) -> dict[str, Any]:
                 "scores": scores(chosen.budget) | {"mean": _mean(scores(chosen.budget))},
                 "ratio": chosen.ratio,
                 "met": chosen.met,
+                "served": f"{chosen.runtime}:{chosen.precision}",
                 "kind": chosen.kind,
                 "genome": chosen.genome,
                 "steps": chosen.steps,
@@ -296,27 +322,28 @@ def _figures(summary: Summary) -> dict[str, Any]:
     }
 
 
-def int4(recipe: Recipe, ours: Path) -> dict[str, Any]:
-    """The baseline with 4-bit weights by NNCF, calibrated on training rows; nothing is trained."""
-    from hwnas.export import calibration, folder_size_mb, measure_against, quantize_folder
+def precision_alone(recipe: Recipe, ours: Path, precision: str) -> dict[str, Any]:
+    """The baseline quantized by NNCF, calibrated on training rows; nothing is trained."""
+    from hwnas.export import folder_size_mb, measure_against, served_folder
 
     inputs = prepare(recipe, ours, resume=True, given=Given())
-    source, out = (ours / "baseline" / name for name in ("openvino", "openvino-int4-weights"))
-    if not out.exists():
-        rows = calibration(inputs.train, load_tokenizer(ours / "baseline" / "model"))
-        quantize_folder(source, out, "int4-weights", rows)
+    baseline, target = ours / "baseline", replace(inputs.target, precision=precision)
+    write_exact(inputs, baseline / "model", baseline)
+    write_quantized(inputs, baseline, target)
+    out, source = (baseline / served_folder(one) for one in (target, inputs.target))
     paired = measure_against(out, source, inputs.target, pairs=recipe.measure.pairs)
     scores = _scores(recipe, inputs, out)
     inputs.directory.close()
-    return {"int4": {"scores": scores, "ratio": paired.ratio, "size_mb": folder_size_mb(out)}}
+    found = {"scores": scores, "ratio": paired.ratio, "size_mb": folder_size_mb(out)}
+    met = [text for text in recipe.budgets if paired.ratio <= Budget.parse(text).in_ms(1.0)]
+    return {"alone": found, "budgets": {budget: found | {"met": True} for budget in met}}
 
 
 def lora(recipe: Recipe, ours: Path, run: Path) -> dict[str, Any]:
-    """Plain LoRA on the whole model for the steps that our models have seen in all."""
-    summary = read_model(ours / "summary.json", Summary)
-    most = max(chosen.steps for chosen in summary.chosen)
-    start = recipe.compute.start_steps + most - recipe.compute.baseline_steps(len(recipe.budgets))
-    compute = recipe.compute.model_copy(update={"start_steps": max(1, start)})
+    """Plain LoRA on the whole model for all the steps that a model of ours may have seen."""
+    plan = recipe.compute
+    steps = plan.start_steps + plan.student_steps(len(recipe.budgets))
+    compute = plan.model_copy(update={"start_steps": steps})
     longer = recipe.model_copy(update={"compute": compute})
     inputs = prepare(longer, run, resume=True, given=Given(table=ours / "table.json"))
     history = stages.baseline(inputs)
@@ -344,20 +371,25 @@ def _scores(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, float]:
 def wanted(quick: bool) -> Iterator[tuple[int, str]]:
     """Seed and way: all ways with one seed, then ours and the bound with the others."""
     if quick:
-        yield from ((0, way) for way in ("ours", "int4"))
+        yield from ((0, way) for way in ("deployed", "int4", "ours"))
         return
     yield from ((0, way) for way in WAYS)
     for seed in range(1, SEEDS):
-        yield from ((seed, way) for way in ("ours", "lora"))
+        yield from ((seed, way) for way in ("deployed", *PRECISIONS, "ours", "lora"))
     yield from ((1, way) for way in ("one-shot", "uniform", "shortgpt"))
 
 
 def main() -> None:
     """Run what is missing, and write the rows and the headline."""
-    args = options("quality_llm", __doc__)
+
+    def more(parser: Any) -> None:
+        parser.add_argument("--only", nargs="+", help="SEED:WAY, of the rows")
+
+    args = options("quality_llm", __doc__, more)
     results = Results("quality_llm", args.quick, PROTOCOL, args.json)
     for seed, way in wanted(args.quick):
-        results.row({"seed": seed, "way": way}, partial(row, seed, way, args.quick))
+        if args.only is None or f"{seed}:{way}" in args.only:
+            results.row({"seed": seed, "way": way}, partial(row, seed, way, args.quick))
     results.finish(headline(results.rows))
 
 
@@ -375,16 +407,18 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
         found[f"spread_{name}"] = {
             way: round(statistics.stdev(m), 2) for way, m in means.items() if len(m) > 1
         }
-        drops = [
-            bound[r["seed"]] - r["budgets"][budget]["scores"]["mean"]
-            for r in rows
-            if r["way"] == "ours" and r["seed"] in bound and budget in r["budgets"]
-        ]
-        if drops:
-            found[f"drop_at_{name}"] = round(statistics.mean(drops), 2)
-        if "ours" in means and len(means) > 1:
-            ranked = sorted(means, key=lambda way: -statistics.mean(means[way]))
-            found[f"rank_at_{name}"] = ranked.index("ours") + 1
+        ranked = sorted(means, key=lambda way: -statistics.mean(means[way]))
+        for mine in OURS:
+            drops = [
+                bound[r["seed"]] - r["budgets"][budget]["scores"]["mean"]
+                for r in rows
+                if r["way"] == mine and r["seed"] in bound and budget in r["budgets"]
+            ]
+            said = "" if mine == "ours" else f"{mine}_"
+            if drops:
+                found[f"{said}drop_at_{name}"] = round(statistics.mean(drops), 2)
+            if mine in means and len(means) > 1:
+                found[f"{said}rank_at_{name}"] = ranked.index(mine) + 1
     return found
 
 

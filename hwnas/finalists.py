@@ -205,6 +205,7 @@ def _entrant(
         steps,
         losses.get(structure.deployment, 0.0),
         trained=origins[start].finished,
+        whole=origins[start].finished and subnetwork == origins[start].within,
         rate=training.baseline_rate if whole and contest.inputs.recipe.adapters is None else None,
     )
 

@@ -11,15 +11,18 @@ import pytest
 import yaml
 from tiny_models import make_model
 
+from hwnas.anatomy import find_shape
 from hwnas.cli import main
+from hwnas.deployments import Anchors
 from hwnas.export import load_exported, served_folder
 from hwnas.files import read_model
 from hwnas.importance.scores import Importance
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 from hwnas.models import load, load_tokenizer, model_folder
+from hwnas.report.records import read_lines
 from hwnas.subnetwork import Subnetwork
-from hwnas.summary import Summary
+from hwnas.summary import Finalist, Summary
 from hwnas.training.halving import START
 
 TARGET = "openvino:cpu:threads=1,phase=decode,cache=8"
@@ -158,24 +161,52 @@ def test_every_stage_on_a_tiny_model(
     assert _run(monkeypatch, "run", recipe, "--out", out, "--resume") == 0
 
 
-@pytest.mark.slow  # a run whose output layer is most of the model
-def test_the_search_counts_the_tokens_that_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def _wordy(folder: Path, **widths: int) -> Path:
+    """A random Llama with SmolLM2's tokenizer: its output layer is most of it."""
     import torch
     from tiny_models import LLAMA
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = load_tokenizer(model_folder("demo:smollm2"))
     torch.manual_seed(0)
-    config = LlamaConfig(**(LLAMA | {"vocab_size": len(tokenizer)}))
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    config = LlamaConfig(**(LLAMA | {"vocab_size": len(tokenizer)} | widths))
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow  # a run at two deployments
+def test_the_whole_model_in_fewer_bits_wins_where_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left out where eight bits save enough, and nothing is trained for that."""
+    wordy = _wordy(tmp_path / "model", hidden_size=256)  # weights that take time to read
+    task = SETTINGS["task"] | {"max_length": 32}
+    changes = {"task": task, "deployments": ["openvino:int8-weights"]}
+    out = tmp_path / "run"
+    recipe = _recipe(tmp_path, wordy, **changes)
+    assert _run(monkeypatch, "run", recipe, "--out", out) == 0
+    (anchor,) = read_model(out / "deployments.json", Anchors).anchors
+    assert anchor.ratio < 0.85
+    (chosen,) = read_model(out / "summary.json", Summary).chosen
+    assert (chosen.runtime, chosen.precision) == ("openvino", "int8-weights")
+    assert Subnetwork.of(chosen.genome) == Subnetwork.full(find_shape(load(wordy).config))
+    standing = read_lines(out / "finalists.jsonl", Finalist)
+    assert [one.rung for one in standing if one.genome == chosen.genome] == [START]
+    served = out / chosen.path / served_folder(chosen.served_at(Target.parse(TARGET)))
+    assert load_exported(served).config.vocab_size == load(wordy).config.vocab_size
+
+
+@pytest.mark.slow  # a run whose output layer is most of the model
+def test_the_search_counts_the_tokens_that_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    wordy = _wordy(tmp_path / "model")
     task = SETTINGS["task"] | {"max_length": 32}
     few = {"trim": True, "least": 2, "common": 0}
     changes = {"task": task, "budgets": ["70%"], "vocabulary": few}
     out = tmp_path / "run"
-    recipe = _recipe(tmp_path, tmp_path / "model", **changes)
+    recipe = _recipe(tmp_path, wordy, **changes)
     assert _run(monkeypatch, "run", recipe, "--out", out) == 0
     chosen = read_model(out / "summary.json", Summary).chosen[0]
     kept = json.loads((out / chosen.path / "vocabulary.json").read_text())
@@ -188,7 +219,9 @@ def test_the_search_counts_the_tokens_that_are_kept(
     )
     assert ratio < 0.9
     table = LatencyTable.load(out / "table.json")
-    assert table.model.vocab == len(tokenizer), "what may be shared is of the whole model"
+    assert table.model.vocab == load(wordy).config.vocab_size, (
+        "what may be shared is of the whole model"
+    )
     chosen_ms = table.predictor().predict(Subnetwork.of(chosen.genome))
     saved_ms = (1 - ratio) * table.reference_ms
     assert chosen.predicted_ms == pytest.approx(chosen_ms - saved_ms, rel=0.3)

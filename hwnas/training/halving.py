@@ -7,7 +7,8 @@ rate falls to zero: at a constant one, a short training ends anywhere. Judged by
 classes, the cross-entropy at each one's best temperature), which is smoother than the metric.
 
 A finalist whose weights were trained for the task already, and that leaves little out, may be best
-as it is: of its rungs and its start, the best one counts, by the same loss.
+as it is: of its rungs and its start, the best one counts, by the same loss. One that leaves out
+nothing at all, such as the whole baseline served in int8, is its own teacher, and is not trained.
 
 Every rung of every finalist is a folder, so an interrupted halving goes on where it stopped.
 """
@@ -53,6 +54,7 @@ class Entrant:
     handicap: float = 0.0  # what its loss is higher by as it will be served
     trained: bool = False  # its weights were, for this very task
     rate: float | None = None  # of learning, if it has one of its own
+    whole: bool = False  # all of a baseline that was trained to the end: it learns no more
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def halve(
     results: list[RungResult] = []
     taken = 0
     for i in alive:
-        if entrants[i].trained:
+        if entrants[i].trained or entrants[i].whole:
             out = _weights(folder, i, START)
             at = (i, START, 0)
             made_once(
@@ -130,6 +132,8 @@ def halve(
     for number, rung in enumerate(rungs):
         standing: list[RungResult] = []
         for i in alive:
+            if entrants[i].whole:
+                continue
             steps = entrants[i].steps - taken if rung.steps is None else rung.steps
             rung_optimization = replace(
                 optimization,

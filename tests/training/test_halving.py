@@ -1,6 +1,7 @@
 """Successive halving: who goes on, for how long, and that finished rungs are not trained again."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,3 +102,36 @@ def test_what_was_trained_already_is_kept_where_training_makes_it_worse(
         torch.equal(kept[name], t) for name, t in network.extract(whole).state_dict().items()
     )
     assert same == spoilt
+
+
+def test_the_whole_baseline_is_judged_without_being_trained_on(
+    tiny_config, minilm_dir, examples, tmp_path
+):
+    torch.manual_seed(0)
+    network = SuperNetwork(BertForSequenceClassification(tiny_config))
+    narrow = Entrant("uniform", Subnetwork.of([[1, 16]] * 3), "teacher", steps=6)
+    whole = Entrant("exact", network.full, "teacher", steps=6, trained=True, whole=True)
+
+    def compared(handicap):
+        """Where the narrow one is served so much worse that it loses, or wins."""
+        return halve(
+            [replace(narrow, handicap=handicap), whole],
+            lambda entrant: network.extract(entrant.subnetwork),
+            AutoTokenizer.from_pretrained(minilm_dir),
+            examples,
+            examples,
+            Classification(),
+            "accuracy",
+            [Rung(2, 1), Rung(None, 1)],
+            Optimization(steps=0, learning_rate=1e-3, batch=8),
+            tmp_path / f"finalists{handicap}",
+        )
+
+    won, lost = compared(10.0), compared(-10.0)
+    assert [(r.entrant, r.rung) for r in won.results] == [(1, START), (0, 0)]
+    assert (won.winner, won.steps, won.weights.name) == (1, 0, "start")
+    kept = load_file(won.weights / "model.safetensors")
+    cut = network.extract(network.full).state_dict()
+    assert all(torch.equal(kept[name], weights) for name, weights in cut.items())
+    assert [(r.entrant, r.rung) for r in lost.results] == [(1, START), (0, 0), (0, 1)]
+    assert (lost.winner, lost.steps) == (0, 6)
