@@ -121,7 +121,7 @@ def _combination(
         "runtime": one.runtime,
         "precision": one.precision,
         "ratio": settled(lambda: measure_against(served, exact, one)).ratio,
-        "metric": judged.score(served, one.threads),
+        "metric": judged.score(served),
     }
 
 

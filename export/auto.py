@@ -241,4 +241,4 @@ class _Trial:
         return measure_against(folder, self.out / served_folder(self.reference), one)
 
     def _score(self, one: Target) -> float:
-        return self.judged.score(self.out / served_folder(one), one.threads)
+        return self.judged.score(self.out / served_folder(one))

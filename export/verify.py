@@ -76,9 +76,9 @@ class Judged:
         """A few of the scored rows, on which logits are compared."""
         return self.scored.select(range(min(_COMPARED, len(self.scored))))
 
-    def score(self, folder: Path, threads: int | None = None) -> float:
+    def score(self, folder: Path) -> float:
         """The metric of an exported folder, in per cent."""
-        return score_folder(folder, self.scored, self.kind, self.metric, threads)
+        return score_folder(folder, self.scored, self.kind, self.metric)
 
 
 # reads labelled rows for a model, with its tokenizer
@@ -227,25 +227,20 @@ def _served_by_own_runtime(folder: Path, target: Target) -> Target:
     return replace(target, runtime=runtime, device=device, precision=precision)
 
 
-def score_folder(
-    folder: Path, encoded: Dataset, kind: Kind, metric: str, threads: int | None = None
-) -> float:
-    """The task's metric, in per cent, of an exported folder.
+def score_folder(folder: Path, encoded: Dataset, kind: Kind, metric: str) -> float:
+    """The task's metric, in per cent, of an exported folder, computed by all processors.
 
     Args:
         folder: of any format.
         encoded: rows as `kind.encode` makes them.
         kind, metric: of the task.
-        threads: for the folder's runtime.
 
     Raises:
         UserError: there is no such folder, or no exported model in it.
     """
     from hwnas.tasks.predict import predict
 
-    answers = predict(
-        load_exported(folder, threads, scoring=True), encoded, progress=f"score {folder.name}"
-    )
+    answers = predict(load_exported(folder, scoring=True), encoded, progress=f"score {folder.name}")
     return kind.score(metric, answers, encoded)
 
 
@@ -337,11 +332,11 @@ def open_model(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 def _scores(out: Path, target: Target, judged: Judged, record: Verification) -> list[Tried]:
     """The exact model's score and, where that is another, that of the folder that is served."""
     exact = replace(target, precision="fp32")
-    metric = judged.score(out / served_folder(exact), target.threads)
+    metric = judged.score(out / served_folder(exact))
     found = []
     for one in dict.fromkeys((exact, target)):
         served = served_folder(one)
-        mine = metric if one == exact else judged.score(out / served, target.threads)
+        mine = metric if one == exact else judged.score(out / served)
         found.append(
             Tried(
                 runtime=one.runtime,
@@ -411,7 +406,7 @@ def check_again(out: Path, judge: Judge | None = None) -> Recheck:
     drop: float | None = None
     if judged is not None:
         whole = out / served_folder(replace(target, precision="fp32"))
-        drop = judged.score(whole, target.threads) - judged.score(served, target.threads)
+        drop = judged.score(whole) - judged.score(served)
         if record.max_drop is not None and drop > record.max_drop:
             broken.append(
                 f"{served.name}: loses {drop:.2f} points, {record.max_drop:g} are allowed"

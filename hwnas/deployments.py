@@ -13,8 +13,10 @@ batch and lengths are the target's, and so are threads where a deployment does n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,12 +49,14 @@ class Anchor(Record):
     ratio: float  # of its latencies, in pairs
     signal: float  # that the search's signal is higher
     loss: float  # that the loss on the rows that judge finalists is higher
+    first_token: float | None = None  # ratio of times for a prompt, where that is limited
 
 
 class Anchors(Record):
     """`deployments.json`."""
 
     anchors: tuple[Anchor, ...]
+    loss: float | None = None  # of the baseline at the run's target, on the rows of `Anchor.loss`
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Deployment:
         name: how it is called, also in file names; see `name_of`.
         table: its own, of its own baseline.
         reference_ms: of the baseline at the run's target, by that target's table.
+        worse: how much higher the baseline's loss is there, as a share of it; infinity if that was
+            not measured.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Deployment:
     table: LatencyTable
     anchor: Anchor
     reference_ms: float
+    worse: float
 
     @property
     def scale(self) -> float:
@@ -157,12 +164,18 @@ def deployments_of(inputs: Inputs, judge: Judge) -> tuple[Deployment, ...]:
         return ()
     path = inputs.path / FILE
     if not path.exists():
-        write_json(path, Anchors(anchors=tuple(_anchors(inputs, judge, list(tables)))))
-    anchors = {anchor.target: anchor for anchor in read_model(path, Anchors).anchors}
+        write_json(path, _anchors(inputs, judge, list(tables)))
+    found = read_model(path, Anchors)
+    anchors = {anchor.target: anchor for anchor in found.anchors}
     reference_ms = LatencyTable.load(inputs.path / "table.json").reference_ms
     return tuple(
         Deployment(
-            name_of(target, inputs.target), target, table, anchors[str(target)], reference_ms
+            name_of(target, inputs.target),
+            target,
+            table,
+            anchors[str(target)],
+            reference_ms,
+            anchors[str(target)].loss / found.loss if found.loss else math.inf,
         )
         for target, table in tables.items()
     )
@@ -173,9 +186,10 @@ def read_anchors(run: Path) -> tuple[Anchor, ...]:
     return read_model(run / FILE, Anchors).anchors if (run / FILE).exists() else ()
 
 
-def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[Anchor]:
+def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> Anchors:
     from hwnas.delivery import write_exact, write_quantized
     from hwnas.export import load_exported, served_folder
+    from hwnas.limits import first_token_target
     from hwnas.progress import bar
     from hwnas.tasks.calibration import calibrated_loss
     from hwnas.tasks.predict import predict
@@ -184,10 +198,18 @@ def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[An
     write_exact(inputs, baseline / "model", baseline)
 
     def answers(target: Target) -> tuple[float, float]:
-        model = load_exported(baseline / served_folder(target), target.threads, scoring=True)
+        model = load_exported(baseline / served_folder(target), scoring=True)
         signal = judge.signal(predict(model, inputs.search_validation))
         choice = inputs.choice_validation
         return signal, calibrated_loss(kind, predict(model, choice), choice)
+
+    def paired(target: Target, at: Target) -> dict[str, float]:
+        mine, theirs = (baseline / served_folder(one) for one in (target, inputs.target))
+        found = time_files(inputs, mine, theirs, at)
+        return {"ratio": found.ratio, "spread": found.ratio_spread}
+
+    def measured(key: str, target: Target, at: Target) -> float:
+        return float(inputs.directory.measured(key, partial(paired, target, at))["ratio"])
 
     with bar("deployments of the baseline", len(targets)) as advance:
         write_quantized(inputs, baseline, inputs.target)
@@ -195,22 +217,21 @@ def _anchors(inputs: Inputs, judge: Judge, targets: Sequence[Target]) -> list[An
         found = []
         for target in targets:
             write_quantized(inputs, baseline, target)
-
-            def ratio(target: Target = target) -> dict[str, float]:
-                mine, theirs = (baseline / served_folder(t) for t in (target, inputs.target))
-                paired = time_files(inputs, mine, theirs, target)
-                return {"ratio": paired.ratio, "spread": paired.ratio_spread}
-
             name = name_of(target, inputs.target)
-            measured = inputs.directory.measured(f"baseline at {name}", ratio)
+            ratio = measured(f"baseline at {name}", target, target)
+            first = None
+            if inputs.recipe.limits.first_token is not None:
+                prompt = first_token_target(inputs, target)
+                first = measured(f"first token of the baseline at {name}", target, prompt)
             signal, loss = np.array(answers(target)) - own
             found.append(
                 Anchor(
                     target=str(target),
-                    ratio=float(measured["ratio"]),
+                    ratio=ratio,
                     signal=float(signal),
                     loss=float(loss),
+                    first_token=first,
                 )
             )
             advance(1)
-    return found
+    return Anchors(anchors=tuple(found), loss=float(own[1]))

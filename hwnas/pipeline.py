@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from hwnas.delivery import deliver
 from hwnas.deployments import TABLES, Deployment, deployments_of, tables_of, targets_of
 from hwnas.elastic.adapters import merge_adapter
 from hwnas.elastic.supernet import SuperNetwork
+from hwnas.enough import take_whole
 from hwnas.errors import BudgetError, UserError
 from hwnas.files import read_model, replacing
 from hwnas.finalists import Winner, rival_steps, train_finalists
@@ -102,7 +103,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     with leader_first():
         inputs = prepare(recipe, out, resume=resume, given=given)
     while True:
-        contest = until_network(inputs, given)
+        contest = until_network(inputs, given, shortcut=True)
         compute = _rival_compute(inputs, given) if recipe.strategy != "search" else {}
         try:
             winners = find_winners(contest, compute)
@@ -140,8 +141,12 @@ def train_supernet(
     return until_network(inputs, given or Given())
 
 
-def until_network(inputs: Inputs, given: Given) -> Contest:
-    """Table, baseline, importance, search space and, for a search, the super-network."""
+def until_network(inputs: Inputs, given: Given, *, shortcut: bool = False) -> Contest:
+    """Table, baseline, importance, search space and, for a search, the super-network.
+
+    Args:
+        shortcut: train no super-network where nothing has to be left out.
+    """
     recipe, directory = inputs.recipe, inputs.directory
     with directory.stage("table"), leader_first():
         table = latency_table(inputs, given.table)
@@ -162,14 +167,7 @@ def until_network(inputs: Inputs, given: Given) -> Contest:
     if recipe.deployments:
         with directory.stage("deployments"), leader_first():
             deployments = deployments_of(inputs, judge)
-    network: SuperNetwork | None = None
-    if recipe.strategy == "search":
-        if recipe.unlabelled is not None:
-            with directory.stage("general"):
-                network = stages.general_network(inputs, space, scores, teacher)
-        with directory.stage("supernet"):
-            network = stages.supernet(inputs, space, scores, teacher, network)
-    return Contest(
+    contest = Contest(
         inputs=inputs,
         table=table,
         space=space,
@@ -177,9 +175,22 @@ def until_network(inputs: Inputs, given: Given) -> Contest:
         teacher=teacher,
         judge=judge,
         start=stages.starting_network(inputs, scores),
-        network=network,
+        network=None,
         deployments=deployments,
     )
+    if recipe.strategy != "search":
+        return contest
+    if shortcut and recipe.search.enough:
+        with leader_first():
+            if take_whole(contest):
+                return contest
+    network: SuperNetwork | None = None
+    if recipe.unlabelled is not None:
+        with directory.stage("general"):
+            network = stages.general_network(inputs, space, scores, teacher)
+    with directory.stage("supernet"):
+        network = stages.supernet(inputs, space, scores, teacher, network)
+    return replace(contest, network=network)
 
 
 def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
@@ -312,7 +323,7 @@ def find_winners(contest: Contest, compute: Mapping[str, float]) -> dict[str, Wi
         with directory.stage("search"), leader_first():
             selection = choose_structures(contest, budget)
         with directory.stage("finalists"):
-            if contest.network is None:
+            if compute:
                 steps = rival_steps(contest, selection, compute[budget])
                 found[budget] = train_finalists(contest, budget, selection, steps=steps)
             else:

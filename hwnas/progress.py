@@ -28,6 +28,12 @@ def warn(subject: str, doubts: Iterable[str]) -> None:
         print(f"warning: {subject}: {doubt}", file=sys.stderr)
 
 
+def say(line: str) -> None:
+    """Tell what a run has found, where it changes what comes next."""
+    if leading():
+        print(line, file=sys.stderr)
+
+
 @contextmanager
 def bar(description: str, total: float) -> Iterator[Callable[[float], None]]:
     """Show a bar named `description`; the yielded function advances it by that many of `total`."""

@@ -19,7 +19,10 @@ from hwnas.files import read_model
 from hwnas.importance.scores import Importance
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
+from hwnas.limits import FirstTokenSpec, LimitsSpec, limits_at
 from hwnas.models import load, load_tokenizer, model_folder
+from hwnas.pipeline import Given, prepare
+from hwnas.recipe import load_recipe
 from hwnas.report.records import read_lines
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Finalist, Summary
@@ -176,13 +179,16 @@ def _wordy(folder: Path, **widths: int) -> Path:
 
 
 @pytest.mark.slow  # a run at two deployments
+@pytest.mark.parametrize("enough", [0.01, pytest.param(0, marks=pytest.mark.variant)])
 def test_the_whole_model_in_fewer_bits_wins_where_it_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    enough: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Nothing is left out where eight bits save enough, and nothing is trained for that."""
+    """Nothing is left out where eight bits save enough, with a search or without one."""
     wordy = _wordy(tmp_path / "model", hidden_size=256)  # weights that take time to read
     task = SETTINGS["task"] | {"max_length": 32}
-    changes = {"task": task, "deployments": ["openvino:int8-weights"]}
+    limits = {"first_token": {"prompt": 16, "budget": "900ms"}}
+    changes = {"task": task, "deployments": ["openvino:int8-weights"], "limits": limits}
+    changes["search"] = {"enough": enough}
     out = tmp_path / "run"
     recipe = _recipe(tmp_path, wordy, **changes)
     assert _run(monkeypatch, "run", recipe, "--out", out) == 0
@@ -193,7 +199,19 @@ def test_the_whole_model_in_fewer_bits_wins_where_it_fits(
     assert Subnetwork.of(chosen.genome) == Subnetwork.full(find_shape(load(wordy).config))
     standing = read_lines(out / "finalists.jsonl", Finalist)
     assert [one.rung for one in standing if one.genome == chosen.genome] == [START]
-    served = out / chosen.path / served_folder(chosen.served_at(Target.parse(TARGET)))
+    said = "nothing is left out" in capsys.readouterr().err
+    assert said == (not (out / "supernet").exists()) == (enough > 0)
+    # prompts, too, are limited by a share of the target's own baseline, on one clock
+    inputs = prepare(load_recipe(out / "recipe.yaml"), out, resume=True, given=Given())
+    half = LimitsSpec(first_token=FirstTokenSpec(prompt=16, budget="50%"))
+    inputs.recipe = inputs.recipe.model_copy(update={"limits": half})
+    int8 = Target.parse(anchor.target)
+    (own,), (theirs,) = (limits_at(inputs, target) for target in (inputs.target, int8))
+    inputs.directory.close()
+    assert own.most == theirs.most
+    whole = Subnetwork.of(chosen.genome)
+    assert theirs.of(whole) / (own.most * 2) == pytest.approx(anchor.first_token, rel=0.3)
+    served = out / chosen.path / served_folder(chosen.served_at(int8))
     assert load_exported(served).config.vocab_size == load(wordy).config.vocab_size
 
 

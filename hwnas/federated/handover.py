@@ -104,4 +104,4 @@ def _score(state: ServerState, folder: Path, target: Target) -> float | None:
     if not recipe.evaluation.server:
         return None
     kind, metric = recipe.task.task_kind, recipe.task.usual_metric
-    return score_folder(folder, server_rows(recipe), kind, metric, target.threads)
+    return score_folder(folder, server_rows(recipe), kind, metric)

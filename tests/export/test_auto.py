@@ -288,7 +288,7 @@ def test_lossy_int8_is_tried_again_with_accuracy_control_where_it_is_worth_it(
         ratio = times.get(folder.name, 1.5)
         return Paired(ratio, 0.01, ratio, ratio, ratio, 1.0, 5)
 
-    def scored(self: Any, folder: Path, threads: int | None = None) -> float:
+    def scored(self: Any, folder: Path) -> float:
         whole = (folder.parent / "openvino" / "openvino_model.bin").read_bytes()
         return 90.0 if (folder / "openvino_model.bin").read_bytes() == whole else 50.0
 
