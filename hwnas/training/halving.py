@@ -54,7 +54,7 @@ class Entrant:
     handicap: float = 0.0  # what its loss is higher by as it will be served
     trained: bool = False  # its weights were, for this very task
     rate: float | None = None  # of learning, if it has one of its own
-    whole: bool = False  # all of a baseline that was trained to the end: it learns no more
+    whole: bool = False  # of a trained one: all of its baseline, so that it learns no more
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def halve(
     results: list[RungResult] = []
     taken = 0
     for i in alive:
-        if entrants[i].trained or entrants[i].whole:
+        if entrants[i].trained:
             out = _weights(folder, i, START)
             at = (i, START, 0)
             made_once(

@@ -30,9 +30,17 @@ def examples(tiny_config):
     )
 
 
-def test_the_winner_takes_its_own_steps_and_rungs_are_kept(
-    tiny_config, minilm_dir, examples, tmp_path
-):
+OPTIMIZATION = Optimization(steps=0, learning_rate=1e-3, batch=8)
+
+
+@pytest.fixture
+def judging(minilm_dir, examples):
+    """What finalists are trained and judged by: `halve`'s arguments after the first two."""
+    tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
+    return tokenizer, examples, examples, Classification(), "accuracy"
+
+
+def test_the_winner_takes_its_own_steps_and_rungs_are_kept(tiny_config, judging, tmp_path):
     torch.manual_seed(0)
     network = SuperNetwork(BertForSequenceClassification(tiny_config))
     entrants = [
@@ -49,13 +57,9 @@ def test_the_winner_takes_its_own_steps_and_rungs_are_kept(
         return halve(
             entrants,
             build,
-            AutoTokenizer.from_pretrained(minilm_dir),
-            examples,
-            examples,
-            Classification(),
-            "accuracy",
+            *judging,
             [Rung(2, 1), Rung(None, 1)],
-            Optimization(steps=0, learning_rate=1e-3, batch=8),
+            OPTIMIZATION,
             tmp_path / "finalists",
         )
 
@@ -73,7 +77,7 @@ def test_the_winner_takes_its_own_steps_and_rungs_are_kept(
 
 @pytest.mark.parametrize("rate", [1e-3, 50.0])
 def test_what_was_trained_already_is_kept_where_training_makes_it_worse(
-    rate, tiny_config, minilm_dir, examples, tmp_path
+    rate, tiny_config, judging, tmp_path
 ):
     """A learning rate of fifty spoils any weights; with a sensible one, six steps help."""
     torch.manual_seed(0)
@@ -83,13 +87,9 @@ def test_what_was_trained_already_is_kept_where_training_makes_it_worse(
     halving = halve(
         entrants,
         lambda entrant: network.extract(entrant.subnetwork),
-        AutoTokenizer.from_pretrained(minilm_dir),
-        examples,
-        examples,
-        Classification(),
-        "accuracy",
+        *judging,
         [Rung(None, 1)],
-        Optimization(steps=0, learning_rate=1e-3, batch=8),
+        OPTIMIZATION,
         tmp_path / "finalists",
     )
     assert [r.rung for r in halving.results] == [START, 0]
@@ -104,9 +104,7 @@ def test_what_was_trained_already_is_kept_where_training_makes_it_worse(
     assert same == spoilt
 
 
-def test_the_whole_baseline_is_judged_without_being_trained_on(
-    tiny_config, minilm_dir, examples, tmp_path
-):
+def test_the_whole_baseline_is_judged_without_being_trained_on(tiny_config, judging, tmp_path):
     torch.manual_seed(0)
     network = SuperNetwork(BertForSequenceClassification(tiny_config))
     narrow = Entrant("uniform", Subnetwork.of([[1, 16]] * 3), "teacher", steps=6)
@@ -117,13 +115,9 @@ def test_the_whole_baseline_is_judged_without_being_trained_on(
         return halve(
             [replace(narrow, handicap=handicap), whole],
             lambda entrant: network.extract(entrant.subnetwork),
-            AutoTokenizer.from_pretrained(minilm_dir),
-            examples,
-            examples,
-            Classification(),
-            "accuracy",
+            *judging,
             [Rung(2, 1), Rung(None, 1)],
-            Optimization(steps=0, learning_rate=1e-3, batch=8),
+            OPTIMIZATION,
             tmp_path / f"finalists{handicap}",
         )
 
