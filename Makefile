@@ -67,13 +67,18 @@ demo-llm: $(READY)
 demo-federated: $(READY)
 	$(BIN)/hwnas federate demo --out runs/demo-federated --resume
 
-# In two processes, a test file in one of them; then what must not run beside others. What fails in
-# the first is run again alone: a measurement may be off beside another process, and must hold then.
+# In two processes, a test file in one of them; then what must not run beside others. What fails
+# beside others is run again alone: a measurement may be off there, and must hold then.
+BESIDE = $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
+OR_ALONE = || { test $$? -eq 1 && echo "== failed beside others, again and alone:" \
+	&& env -u HWNAS_SLOW_UNTIL $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
+MARKED = $$(grep -rl --include='test_*.py' 'mark\.$(1)' tests)
+
+# The fast ones first: of the slow ones, CI begins as many as it has time for.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not alone" -n $(JOBS) --dist loadscope --no-loadscope-reorder \
-	|| { test $$? -eq 1 && echo "== failed beside others, again and alone:" \
-	     && env -u HWNAS_SLOW_UNTIL $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
-	$(BIN)/python -m pytest -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
+	$(BESIDE) -m "not slow and not alone" $(OR_ALONE)
+	$(BESIDE) -m "slow and not alone" $(call MARKED,slow) $(OR_ALONE)
+	$(BIN)/python -m pytest -m alone $(call MARKED,alone)
 
 # mypy does not follow the package-dir mapping, so the packages are linked as they install.
 lint: $(READY)

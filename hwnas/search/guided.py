@@ -5,6 +5,10 @@ latencies over the whole range: how good either is depends on the network, and f
 learn from. After each batch a surrogate is fitted to all that was evaluated, and the structures
 with the greatest expected gain of hypervolume (Emmerich et al. 2006) are evaluated next: bred from
 the front by the moves of `evolution`, as many generations as cost nothing beside an evaluation.
+
+A hypervolume gains nothing by what is better at its slow end only, and that is where a budget is.
+So where there are budgets, what is better at one of them counts as much as if it were better over
+several times the range.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ _OFFERED = 32  # such structures beside those, that are offered to the surrogate
 _BATCH = 5  # structures between two fits of the surrogate
 _POOL = 256  # structures that are bred at a time
 _GENERATIONS = 12
+_AIMED = 4.0  # ranges of latency, that being better at all of the aims is worth
 _QUANTILES = 8  # of a signal's distribution, that its expected gain is taken over
 _DROP = 0.05  # probability that a bred block is left out, or comes back
 _REACH = 0.15  # of the options, by which a width moves at most
@@ -198,7 +203,7 @@ def expected_gains(
     """By how much each unseen structure is expected to add to the front's hypervolume, `(n,)`.
 
     Latencies are known, so a structure gains, at every latency from its own on, what its signal
-    is below the best one there.
+    is below the best one there; at each of the problem's aims once more, by its weight.
 
     Args:
         ms: `(n,)`, latencies.
@@ -212,8 +217,18 @@ def expected_gains(
     levels = np.array([problem.worst, *(min(c.signal, problem.worst) for c in best)])
     # how much of each stretch between two of the front's structures is to the right of each one
     widths = np.clip(edges[1:] - np.maximum(edges[:-1], ms[:, None]), 0, None)
+    if problem.aims:
+        aims = np.array(problem.aims)
+        weight = _AIMED * (problem.most_ms - problem.least_ms) / len(aims)
+        widths = np.hstack([widths, weight * (ms[:, None] <= aims)])
+        levels = np.append(levels, [_level(problem, evaluated, aim) for aim in aims])
     total = np.zeros(len(ms))
     for z in norm.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES):
         signals = np.exp(mean + z * deviation)
         total += (widths * np.clip(levels - signals[:, None], 0, None)).sum(axis=1)
     return total / _QUANTILES
+
+
+def _level(problem: FrontProblem, evaluated: Sequence[Evaluated], ms: float) -> float:
+    """The best signal within a latency; at most the worst that counts."""
+    return min([problem.worst, *(c.signal for c in evaluated if c.predicted_ms <= ms)])

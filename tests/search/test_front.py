@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hwnas.errors import BudgetError, UserError
 from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.search.evolution import Evaluated
 from hwnas.search.front import FrontProblem, front, hypervolume, search_front
-from hwnas.search.guided import expected_gains, starts
+from hwnas.search.guided import _AIMED, expected_gains, starts
 from hwnas.search.rivals import SEARCHERS, require_algorithm
 from hwnas.search.surrogate import Surrogate
 from hwnas.subnetwork import Subnetwork, genomes
@@ -97,6 +98,22 @@ def test_what_is_known_for_sure_gains_what_it_adds_to_the_hypervolume() -> None:
     ]
     assert gains == pytest.approx(added)
     assert max(added) > 0
+
+
+def test_at_an_aim_being_better_counts_though_the_volume_gains_nothing() -> None:
+    aimed = replace(PROBLEM, most_ms=10.0, aims=(5.0, 10.0))
+    found = [at(4.0, 12.0), at(8.0, 8.0)]
+    unseen = np.array([10.0, 5.0, 5.001, 8.0])
+    signals = np.log([6.0, 10.0, 10.0, 8.0])
+
+    def gains(problem: FrontProblem) -> list[float]:
+        return list(expected_gains(problem, found, unseen, signals, np.zeros(4)))
+
+    weight = _AIMED * (10.0 - PROBLEM.least_ms) / 2
+    area = gains(replace(aimed, aims=()))
+    assert area == pytest.approx([0, 3 * 2, 2.999 * 2, 0])
+    # 2 below the best within 10; 2 below the best within 5, and above what is within 10
+    assert gains(aimed) == pytest.approx([2 * weight, 6 + 2 * weight, area[2], 0])
 
 
 def test_where_the_constant_answer_is_the_best_that_counts_all_do() -> None:
