@@ -34,7 +34,8 @@ class SearchSpec(BaseModel):
     # share of the baseline's loss that a deployment of the whole model, if within every budget, may
     # add to it so that nothing is searched; see `enough`
     enough: float = Field(0.01, ge=0)
-    # with a dozen evaluations for each budget, `evolution`'s starts are as good: MiniLM on SST-2,
+    # before `guided` looked at the budgets above all: with a dozen evaluations for each budget,
+    # `evolution`'s starts are as good: MiniLM on SST-2,
     # per cent wrong at 50, 33, 20 %, means of three seeds: 12.0, 14.6, 17.7 (`guided`: 12.5, 14.2,
     # 19.0); with thirty `guided` is ahead (10.6, 12.7, 17.9, and 12.0, 14.3, 17.7)
     algorithm: Algorithm = "evolution"
