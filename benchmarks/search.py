@@ -11,7 +11,10 @@ Every evaluation is real, and kept in `results/search_evaluations_*.json` with t
 importances and the table, so that a second run takes minutes; without that file, or for evaluations
 that are not in it, the super-network is trained first (`runs/search`).
 
-Then the exact solver alone: 32 blocks, 20 options each, 20 budgets.
+Then what a user asks for: with so many evaluations for each of three budgets, how wrong is the best
+within each, by the searches that `hwnas run` offers.
+
+Last the exact solver alone: 32 blocks, 20 options each, 20 budgets.
 
     python benchmarks/search.py --json benchmarks/results/search.json
 """
@@ -35,6 +38,7 @@ from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.latency.table import LatencyTable
 from hwnas.pipeline import train_supernet
 from hwnas.recipe import Recipe
+from hwnas.search.evolution import Evaluated, evolve
 from hwnas.search.exact import BlockLoss, solve_many
 from hwnas.search.front import FrontProblem, hypervolume, search_front
 from hwnas.search.rivals import SEARCHERS
@@ -74,12 +78,16 @@ MOST = {"guided": 100, "exact": 100}  # evaluations; of the rivals:
 RIVALS_MOST = 500
 AT = (10, 20, 30, 50, 75, 100, 150, 200, 300, 400, 500)  # evaluations that the front is looked at
 OURS_AT = 50
+BUDGETS = (0.5, 0.33, 0.2)  # of the slowest structure's latency
+BELOW = 0.8  # of the smallest budget, where a front for budgets begins; as `front_search` has it
+EACH = (12, 30)  # evaluations for each budget
+UNDER_BUDGETS = ("evolution", "guided", "nsga2", "local")
 CHECKED = 8  # evaluations on record that are made again before new ones are added
 SAVE_EVERY = 200  # fresh evaluations
 PROTOCOL = (
     "super-networks on SST-2 of MiniLM (error on 512 validation sentences) and of it with every "
     "layer twice (256 sentences), against predicted latency (OpenVINO, 1 thread, batches of 8, 32 "
-    "tokens); hypervolume after so many evaluations"
+    "tokens); hypervolume after so many evaluations, and error of the best within budgets"
 )
 
 
@@ -211,6 +219,45 @@ def front_row(evaluations: Evaluations, name: str, seed: int) -> dict[str, Any]:
     }
 
 
+def budgets_row(evaluations: Evaluations, name: str, each: int, seed: int) -> dict[str, Any]:
+    """The error of the best within each budget, after so many evaluations for each of them."""
+    problem = evaluations.problem
+    aims = [share * problem.most_ms for share in BUDGETS]
+    found: list[Evaluated] = []
+    if name == "evolution":
+        for at, aim in enumerate(aims):
+            found += evolve(
+                problem.space,
+                problem.loss,
+                problem.predictor.near(aim),
+                aim,
+                lambda subnetwork: evaluations([subnetwork])[0],
+                evaluations=each,
+                seed=seed * len(aims) + at,
+            )
+    else:
+        if name == "guided":  # the only one that makes use of what is asked for
+            problem = FrontProblem.of(
+                problem.space,
+                problem.loss,
+                problem.predictor,
+                problem.worst,
+                least_ms=BELOW * min(aims),
+                most_ms=max(aims),
+                aims=aims,
+            )
+        most = each * len(aims)
+        found = search_front(problem, SEARCHERS[name](problem, most, seed), evaluations, most)
+    evaluations.save()
+    return {
+        "evaluations": len(found),
+        "best": {
+            share: min([problem.worst, *(c.signal for c in found if c.predicted_ms <= aim)])
+            for share, aim in zip(BUDGETS, aims, strict=True)
+        },
+    }
+
+
 def exact_row(seed: int) -> dict[str, Any]:
     """20 budgets of 32 blocks with 20 options each, all in one call."""
     rng = np.random.default_rng(seed)
@@ -249,6 +296,11 @@ def main() -> None:
             for name in SEARCHERS:
                 key = {"what": "front", "space": space.name, "searcher": name, "seed": seed}
                 results.row(key, partial(front_row, space, name, seed))
+            for each in EACH:
+                for name in UNDER_BUDGETS:
+                    key = {"what": "budgets", "space": space.name, "searcher": name}
+                    key |= {"each": each, "seed": seed}
+                    results.row(key, partial(budgets_row, space, name, each, seed))
         results.row({"what": "exact", "seed": seed}, partial(exact_row, seed))
     for space in spaces:
         space.close()
@@ -287,7 +339,21 @@ def _of_space(rows: list[dict[str, Any]], space: str) -> dict[str, Any]:
             name: round(statistics.pstdev(every_at(name, n)), 4) for name, n in most.items()
         },
         "seeds": {name: len(every_at(name, n)) for name, n in most.items()},
+        "error_within_budgets": _under_budgets(rows, space),
     }
+
+
+def _under_budgets(rows: list[dict[str, Any]], space: str) -> dict[str, Any]:
+    """By evaluations for each budget and searcher: the mean error (per cent) at every budget."""
+    found: dict[str, Any] = {}
+    for each in EACH:
+        for name in UNDER_BUDGETS:
+            key = {"what": "budgets", "space": space, "searcher": name, "each": each}
+            best = [list(row["best"].values()) for row in rows if key.items() <= row.items()]
+            if best:
+                means = [round(statistics.mean(errors), 2) for errors in zip(*best, strict=True)]
+                found.setdefault(str(each), {})[name] = means
+    return found
 
 
 if __name__ == "__main__":
