@@ -21,6 +21,7 @@ Last the exact solver alone: 32 blocks, 20 options each, 20 budgets.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -291,16 +292,16 @@ def main() -> None:
     args = options("search", __doc__)
     results = Results("search", args.quick, PROTOCOL, args.json)
     spaces = [Evaluations(space) for space in (SPACES[:1] if args.quick else SPACES)]
-    for seed in range(QUICK_SEEDS if args.quick else SEEDS):
-        for space in spaces:
-            for name in SEARCHERS:
-                key = {"what": "front", "space": space.name, "searcher": name, "seed": seed}
-                results.row(key, partial(front_row, space, name, seed))
-            for each in EACH:
-                for name in UNDER_BUDGETS:
-                    key = {"what": "budgets", "space": space.name, "searcher": name}
-                    key |= {"each": each, "seed": seed}
-                    results.row(key, partial(budgets_row, space, name, each, seed))
+    seeds = range(QUICK_SEEDS if args.quick else SEEDS)
+    for space, seed in itertools.product(spaces, seeds):
+        for name in SEARCHERS:
+            key = {"what": "front", "space": space.name, "searcher": name, "seed": seed}
+            results.row(key, partial(front_row, space, name, seed))
+        for each, name in itertools.product(EACH, UNDER_BUDGETS):
+            key = {"what": "budgets", "space": space.name, "searcher": name}
+            key |= {"each": each, "seed": seed}
+            results.row(key, partial(budgets_row, space, name, each, seed))
+    for seed in seeds:
         results.row({"what": "exact", "seed": seed}, partial(exact_row, seed))
     for space in spaces:
         space.close()
