@@ -8,8 +8,9 @@ between the fastest and the slowest structure, and between no error and that of 
 that the front dominates.
 
 Every evaluation is real, and kept in `results/search_evaluations_*.json` with the space, the
-importances and the table, so that a second run takes minutes; without that file, or for evaluations
-that are not in it, the super-network is trained first (`runs/search`).
+importances and the table, so that a second run takes minutes. Without that file the super-network
+is trained first (`runs/search`). Trained on another processor it answers otherwise, so where the
+one that the record is of is not at hand, what is not on record is left out.
 
 Then what a user asks for: with so many evaluations for each of three budgets, how wrong is the best
 within each, by the searches that `hwnas run` offers.
@@ -92,6 +93,10 @@ PROTOCOL = (
 )
 
 
+class OtherNetworkError(Exception):
+    """The super-network that a record is of is not here."""
+
+
 class Evaluations:
     """Real evaluations: those on record, and by workers whatever else is asked for."""
 
@@ -104,6 +109,8 @@ class Evaluations:
         self.stored = stored
         self.signals: dict[str, float] = stored["signals"]
         self.workers: Workers | None = None
+        self.same = True  # the workers answer as those on record did
+        self.anew = f"remove {self.path} to evaluate all anew"
         self.fresh = 0
 
     @property
@@ -117,24 +124,29 @@ class Evaluations:
     def __call__(self, subnetworks: Sequence[Subnetwork]) -> list[float]:
         missing = [s for s in subnetworks if str(s) not in self.signals]
         if missing:
-            if self.workers is None:
-                make = JudgeOfRun(trained(self.name), recipe_of(self.name))
-                self.workers = Workers(Processes(make, os.cpu_count() or 1))
-                self._check_same_network(self.workers)
-            self.signals |= dict(zip(map(str, missing), self.workers(missing), strict=True))
+            found = self._workers()(missing)
+            self.signals |= dict(zip(map(str, missing), found, strict=True))
             self.fresh += len(missing)
             if self.fresh >= SAVE_EVERY:
                 self.save()
         return [self.signals[str(s)] for s in subnetworks]
 
-    def _check_same_network(self, workers: Workers) -> None:
-        """Evaluations of differently trained super-networks must not be mixed."""
-        known = [_parsed(text) for text in list(self.signals)[:CHECKED]]
-        if [self.signals[str(s)] for s in known] != workers(known):
-            raise SystemExit(
-                f"{RUNS / self.name}: this super-network does not answer as the one on record in "
-                f"{self.path} did (another processor?); remove that file to evaluate all anew"
-            )
+    def _workers(self) -> Workers:
+        """Those that evaluate with the super-network that the record is of.
+
+        Raises:
+            OtherNetworkError: it is not here.
+        """
+        if self.workers is None:
+            if self.signals and not (RUNS / self.name / "supernet").exists():
+                raise OtherNetworkError(f"{RUNS / self.name} is not here; {self.anew}")
+            make = JudgeOfRun(trained(self.name), recipe_of(self.name))
+            self.workers = Workers(Processes(make, os.cpu_count() or 1))
+            known = [_parsed(text) for text in list(self.signals)[:CHECKED]]
+            self.same = [self.signals[str(s)] for s in known] == self.workers(known)
+        if not self.same:
+            raise OtherNetworkError(f"{RUNS / self.name} answers otherwise; {self.anew}")
+        return self.workers
 
     def close(self) -> None:
         """End the workers, if there are any."""
@@ -294,18 +306,25 @@ def main() -> None:
     spaces = [Evaluations(space) for space in (SPACES[:1] if args.quick else SPACES)]
     seeds = range(QUICK_SEEDS if args.quick else SEEDS)
     for space, seed in itertools.product(spaces, seeds):
-        for name in SEARCHERS:
-            key = {"what": "front", "space": space.name, "searcher": name, "seed": seed}
-            results.row(key, partial(front_row, space, name, seed))
-        for each, name in itertools.product(EACH, UNDER_BUDGETS):
-            key = {"what": "budgets", "space": space.name, "searcher": name}
-            key |= {"each": each, "seed": seed}
-            results.row(key, partial(budgets_row, space, name, each, seed))
+        try:
+            _search_space(results, space, seed)
+        except OtherNetworkError as error:
+            print(f"{space.name}, seed {seed}: left out, not on record: {error}", flush=True)
     for seed in seeds:
         results.row({"what": "exact", "seed": seed}, partial(exact_row, seed))
     for space in spaces:
         space.close()
     results.finish(headline(results.rows))
+
+
+def _search_space(results: Results, space: Evaluations, seed: int) -> None:
+    for name in SEARCHERS:
+        key = {"what": "front", "space": space.name, "searcher": name, "seed": seed}
+        results.row(key, partial(front_row, space, name, seed))
+    for each, name in itertools.product(EACH, UNDER_BUDGETS):
+        key = {"what": "budgets", "space": space.name, "searcher": name}
+        key |= {"each": each, "seed": seed}
+        results.row(key, partial(budgets_row, space, name, each, seed))
 
 
 def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.anatomy import find_shape
 from hwnas.clock import time_files
-from hwnas.files import read_model, write_json, write_text
+from hwnas.files import copy_missing, read_model, write_json, write_text
 from hwnas.inputs import Inputs, load_for
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget, Target
@@ -64,29 +64,25 @@ def deliver(
     Raises:
         HwnasError: an exported file does not answer as torch does.
     """
-    path, directory, recipe = inputs.path, inputs.directory, inputs.recipe
+    path, directory = inputs.path, inputs.directory
     if (path / "summary.json").exists():
         return read_model(path / "summary.json", Summary)
-    folders = {budget: path / "chosen" / Budget.parse(budget).folder for budget in winners}
-    targets = {
-        budget: Target.parse(winner.structure.deployment or recipe.target)
-        for budget, winner in winners.items()
-    }
+    folders = {budget: _folder(inputs, budget) for budget in winners}
+    targets = {budget: _target(inputs, winner) for budget, winner in winners.items()}
+    first = _first_alike(inputs, winners)
     with directory.stage("export"):
-        write_exact(inputs, path / "baseline" / "model", path / "baseline")
-        for budget, winner in winners.items():
-            write_exact(inputs, winner.weights, folders[budget], trim=True)
-        write_quantized(inputs, path / "baseline", inputs.target)
-        for budget, folder in folders.items():
-            write_quantized(inputs, folder, targets[budget])
+        _write_baseline(inputs)
+        for budget in winners:
+            _write_winner(inputs, budget, winners)
     with directory.stage("verify"):
         timing = {b: _time(inputs, b, folder, targets[b]) for b, folder in folders.items()}
         limits = {b: _limits(inputs, b, folder, targets[b]) for b, folder in folders.items()}
-        parity = {budget: _parity(inputs, folder) for budget, folder in folders.items()}
+        parity = {b: _parity(inputs, folders[b]) for b in folders if first[b] == b}
         _parity(inputs, path / "baseline")
     with directory.stage("test"):
         original = _serve(inputs, path / "baseline", inputs.target)
-        served = {b: _serve(inputs, folder, targets[b]) for b, folder in folders.items()}
+        scored = {b: _serve(inputs, folders[b], targets[b]) for b in folders if first[b] == b}
+        served = {b: replace(scored[first[b]], folder=folder) for b, folder in folders.items()}
         beside = _beside(inputs, original, served)
     latency_ms = statistics.median(t["reference_ms"] for t in timing.values())
     history = read_history(path / "baseline")
@@ -107,7 +103,7 @@ def deliver(
             winners[budget],
             served[budget],
             timing[budget],
-            parity[budget],
+            parity[first[budget]],
             limits[budget],
             baseline,
         )
@@ -133,19 +129,58 @@ def deliver(
     return summary
 
 
-def exceeded(inputs: Inputs, budget: str, winner: Winner) -> float:
+def exceeded(inputs: Inputs, budget: str, winners: Mapping[str, Winner]) -> float:
     """A winner's final files, exported and timed: their latency over what the budget allows."""
-    own, target = inputs.target, Target.parse(winner.structure.deployment or inputs.recipe.target)
-    folder = inputs.path / "chosen" / Budget.parse(budget).folder
     with inputs.directory.stage("export"):
-        write_exact(inputs, inputs.path / "baseline" / "model", inputs.path / "baseline")
-        write_quantized(inputs, inputs.path / "baseline", own)
-        write_exact(inputs, winner.weights, folder, trim=True)
-        write_quantized(inputs, folder, target)
+        _write_baseline(inputs)
+        _write_winner(inputs, budget, winners)
     with inputs.directory.stage("verify"):
-        timing = _time(inputs, budget, folder, target)
+        target = _target(inputs, winners[budget])
+        timing = _time(inputs, budget, _folder(inputs, budget), target)
     reference_ms = float(timing["reference_ms"])
     return float(timing["ratio"]) * reference_ms / Budget.parse(budget).in_ms(reference_ms)
+
+
+def _folder(inputs: Inputs, budget: str) -> Path:
+    return inputs.path / "chosen" / Budget.parse(budget).folder
+
+
+def _target(inputs: Inputs, winner: Winner) -> Target:
+    """That a winner is served at."""
+    return Target.parse(winner.structure.deployment or inputs.recipe.target)
+
+
+def _first_alike(inputs: Inputs, winners: Mapping[str, Winner]) -> dict[str, str]:
+    """Of each budget, the first with the same winner, served alike; mostly itself."""
+    first: dict[tuple[Target, str], str] = {}
+    return {
+        budget: first.setdefault((_target(inputs, winner), _digest(winner.weights)), budget)
+        for budget, winner in winners.items()
+    }
+
+
+def _digest(folder: Path) -> str:
+    """Of a model's exact weights."""
+    digests = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return " ".join(digests)
+
+
+def _write_baseline(inputs: Inputs) -> None:
+    baseline = inputs.path / "baseline"
+    write_exact(inputs, baseline / "model", baseline)
+    write_quantized(inputs, baseline, inputs.target)
+
+
+def _write_winner(inputs: Inputs, budget: str, winners: Mapping[str, Winner]) -> None:
+    """Write a winner's folder; what another budget's has of the same winner is copied."""
+    folder, same = _folder(inputs, budget), _first_alike(inputs, winners)[budget]
+    if same != budget:
+        copy_missing(_folder(inputs, same), folder)
+    write_exact(inputs, winners[budget].weights, folder, trim=True)
+    write_quantized(inputs, folder, _target(inputs, winners[budget]))
 
 
 def _write(path: Path, summary: Summary) -> None:
@@ -335,7 +370,8 @@ def _beside(inputs: Inputs, baseline: Served, chosen: Mapping[str, Served]) -> l
     data = load_beside(recipe.beside, inputs.task.max_length)
 
     def of_file(one: Served) -> list[float]:
-        same = scored.get(_weights(one))  # several budgets may have one winner
+        of_weights = one.target, _digest(one.folder / "model")
+        same = scored.get(of_weights)  # several budgets may have one winner
         if same is not None:
             return same
         folder = one.folder / served_folder(one.target)
@@ -346,7 +382,7 @@ def _beside(inputs: Inputs, baseline: Served, chosen: Mapping[str, Served]) -> l
             for writes in {d.by_writing for d in data}
         }
         found = [d.score(loaded[d.by_writing], tokenizer, inputs.tokenizer) for d in data]
-        return scored.setdefault(_weights(one), found)
+        return scored.setdefault(of_weights, found)
 
     scored: dict[tuple[Target, str], list[float]] = {}
     model, tokenizer = load_for(recipe.model, inputs.task, seed=recipe.seed)
@@ -365,15 +401,6 @@ def _beside(inputs: Inputs, baseline: Served, chosen: Mapping[str, Served]) -> l
         )
         for i, one in enumerate(data)
     ]
-
-
-def _weights(served: Served) -> tuple[Target, str]:
-    """What answers are made by: the target, and digests of the exact weights."""
-    digests = []
-    for path in sorted((served.folder / "model").glob("*.safetensors")):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return served.target, " ".join(digests)
 
 
 def _chosen(

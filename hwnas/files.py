@@ -99,6 +99,18 @@ def filling(folder: Path) -> Iterator[Path]:
     _remove(folder / ".filling")
 
 
+def copy_missing(source: Path, folder: Path) -> None:
+    """Copy what `source` holds and `folder` does not, each entry whole or not at all.
+
+    Raises:
+        UserError: as `replacing`.
+    """
+    for entry in sorted(source.glob("[!.]*")):
+        if not (folder / entry.name).exists():
+            with replacing(folder / entry.name) as partial:
+                (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, partial)
+
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _LEAST_FREE = 2**16  # bytes, below which a failed write is taken to have failed for that
 

@@ -70,7 +70,7 @@ def set_aside(
     for budget, winner in winners.items():
         if budget in before:
             continue
-        factor = exceeded(inputs, budget, winner)
+        factor = exceeded(inputs, budget, winners)
         if factor > 1 + measure.tolerance:
             found[budget] = Correction(factor=factor, finalists=cost(winner))
     if len(found) == len(before):

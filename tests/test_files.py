@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hwnas.errors import HwnasError, UserError
-from hwnas.files import filling, replacing, write_text
+from hwnas.files import copy_missing, filling, replacing, write_text
 
 EXPORT = ("--target", "openvino:cpu:threads=1,batch=1,seq=16")
 
@@ -111,3 +111,17 @@ def test_a_folder_is_filled_with_all_or_nothing(tmp_path: Path, there: bool) -> 
         write_text(partial / "two" / "three", "3")
     found = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert found == {"one", "two/three", *(["mine"] if there else [])}
+
+
+def test_what_is_missing_is_copied_and_nothing_else(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "new" / "folder"
+    copy_missing(source, folder)
+    assert not folder.parent.exists()
+    write_text(source / "model" / "weights", "theirs")
+    write_text(source / "note", "theirs")
+    write_text(source / ".note.partial-1", "half")
+    write_text(folder / "note", "ours")
+    copy_missing(source, folder)
+    assert (folder / "note").read_text() == "ours"
+    assert (folder / "model" / "weights").read_text() == "theirs"
+    assert sorted(entry.name for entry in folder.iterdir()) == ["model", "note"]

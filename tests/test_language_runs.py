@@ -14,7 +14,7 @@ from tiny_models import make_model
 from hwnas.anatomy import find_shape
 from hwnas.cli import main
 from hwnas.deployments import Anchors
-from hwnas.export import load_exported, served_folder
+from hwnas.export import export_model, load_exported, served_folder
 from hwnas.files import read_model
 from hwnas.importance.scores import Importance
 from hwnas.latency.table import LatencyTable
@@ -178,6 +178,10 @@ def _wordy(folder: Path, **widths: int) -> Path:
     return folder
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
 @pytest.mark.slow  # a run at two deployments
 @pytest.mark.parametrize("enough", [0.01, pytest.param(0, marks=pytest.mark.variant)])
 def test_the_whole_model_in_fewer_bits_wins_where_it_fits(
@@ -189,16 +193,33 @@ def test_the_whole_model_in_fewer_bits_wins_where_it_fits(
     limits = {"first_token": {"prompt": 16, "budget": "900ms"}}
     changes = {"task": task, "deployments": ["openvino:int8-weights"], "limits": limits}
     changes["search"] = {"enough": enough}
+    if enough:
+        changes["budgets"] = ["90%", "95%"]
     out = tmp_path / "run"
     recipe = _recipe(tmp_path, wordy, **changes)
+    exported: list[Path] = []
+
+    def export(model: Any, tokenizer: Any, folder: Path, formats: list[str]) -> None:
+        exported.append(folder.relative_to(out))
+        export_model(model, tokenizer, folder, formats)
+
+    monkeypatch.setattr("hwnas.export.export_model", export)
     assert _run(monkeypatch, "run", recipe, "--out", out) == 0
+    assert exported == [Path("baseline"), Path("chosen/90pct")]
     (anchor,) = read_model(out / "deployments.json", Anchors).anchors
     assert anchor.ratio < 0.85
-    (chosen,) = read_model(out / "summary.json", Summary).chosen
+    chosen, *others = read_model(out / "summary.json", Summary).chosen
+    for other in others:  # the same, written and scored once
+        assert (other.path, other.metric, other.parity) == (
+            "chosen/95pct",
+            chosen.metric,
+            chosen.parity,
+        )
+        assert _files(out / other.path) == _files(out / chosen.path)
     assert (chosen.runtime, chosen.precision) == ("openvino", "int8-weights")
     assert Subnetwork.of(chosen.genome) == Subnetwork.full(find_shape(load(wordy).config))
     standing = read_lines(out / "finalists.jsonl", Finalist)
-    assert [one.rung for one in standing if one.genome == chosen.genome] == [START]
+    assert {one.rung for one in standing if one.genome == chosen.genome} == {START}
     said = "nothing is left out" in capsys.readouterr().err
     assert said == (not (out / "supernet").exists()) == (enough > 0)
     # prompts, too, are limited by a share of the target's own baseline, on one clock

@@ -28,9 +28,9 @@ def _slower(monkeypatch: pytest.MonkeyPatch, factors: dict[str, list[float]]) ->
     timed: list[str] = []
     original = delivery.exceeded
 
-    def exceeded(inputs: Any, budget: str, winner: Any) -> float:
+    def exceeded(inputs: Any, budget: str, winners: Any) -> float:
         timed.append(budget)
-        original(inputs, budget, winner)
+        original(inputs, budget, winners)
         return factors[budget].pop(0) if factors.get(budget) else 0.9
 
     monkeypatch.setattr(delivery, "exceeded", exceeded)

@@ -124,15 +124,24 @@ class Workers:
                 for at, attempts in under_way.items():
                     lost[at] = attempts.lost + 1
                     if lost[at] >= _ATTEMPTS:
-                        raise HwnasError(
-                            f"search: the workers that evaluated {subnetworks[at]} died "
-                            f"{_ATTEMPTS} times; is there memory enough for "
-                            f"{self.backend.workers} workers?"
-                        )
+                        raise HwnasError(self._why_lost(subnetworks[at]))
                     waiting.append(at)
                 under_way.clear()
                 self.backend.recover()
         return [found[at] for at in range(len(subnetworks))]
+
+    def _why_lost(self, subnetwork: Subnetwork) -> str:
+        number = self.backend.workers
+        if not self.seconds:  # nothing was ever evaluated
+            return (
+                f"search: of {number} workers none lived long enough to evaluate anything, in "
+                f"{_ATTEMPTS} attempts; is there memory for so many? A script that searches needs "
+                'its work under `if __name__ == "__main__":`, since each worker imports it'
+            )
+        return (
+            f"search: the workers that evaluated {subnetwork} died {_ATTEMPTS} times; is there "
+            f"memory enough for {number} workers?"
+        )
 
     def _start(self, attempts: _Attempts, subnetwork: Subnetwork) -> None:
         attempts.running.append(self.backend.submit(subnetwork))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +152,20 @@ def test_a_straggler_does_not_hold_up_the_search(tmp_path: Path) -> None:
         assert (tmp_path / "stuck").exists()
         assert found == [error(s) for s in (PROBLEM.space.largest, *starts(PROBLEM, 6))]
         assert took < 20  # which the straggler alone would have taken
+
+
+def test_a_script_whose_workers_cannot_import_it_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from hwnas.search.workers import Processes, Workers\n"
+        "from hwnas.subnetwork import Subnetwork\n"
+        "def make(): return lambda subnetwork: 0.0\n"
+        "Workers(Processes(make, 1))([Subnetwork.of([[1, 32]])])\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert ended.returncode == 1
+    said = ended.stderr.splitlines()[-1]
+    assert "none lived long enough" in said and '`if __name__ == "__main__":`' in said
 
 
 def test_what_evaluating_raises_reaches_the_caller() -> None:
