@@ -87,7 +87,7 @@ UNDER_BUDGETS = ("evolution", "guided", "nsga2", "local")
 CHECKED = 8  # evaluations on record that are made again before new ones are added
 SAVE_EVERY = 200  # fresh evaluations
 PROTOCOL = (
-    "super-networks on SST-2 of MiniLM (error on 512 validation sentences) and of it with every "
+    "super-networks on SST-2 of MiniLM (error on 323 validation sentences) and of it with every "
     "layer twice (256 sentences), against predicted latency (OpenVINO, 1 thread, batches of 8, 32 "
     "tokens); hypervolume after so many evaluations, and error of the best within budgets"
 )
