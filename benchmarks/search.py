@@ -13,7 +13,7 @@ is trained first (`runs/search`). Trained on another processor it answers otherw
 one that the record is of is not at hand, what is not on record is left out.
 
 Then what a user asks for: with so many evaluations for each of three budgets, how wrong is the best
-within each, by the searches that `hwnas run` offers.
+within each, by the searches that `hwnas run` offers; on the dev split too, which none has seen.
 
 Last the exact solver alone: 32 blocks, 20 options each, 20 budgets.
 
@@ -27,6 +27,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,11 @@ from hwnas.search.evolution import Evaluated, evolve
 from hwnas.search.exact import BlockLoss, solve_many
 from hwnas.search.front import FrontProblem, hypervolume, search_front
 from hwnas.search.rivals import SEARCHERS
-from hwnas.search.workers import Processes, Workers
+from hwnas.search.workers import Evaluate, Processes, Workers
 from hwnas.searching import JudgeOfRun
 from hwnas.space import BlockOptions, SearchSpace
 from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.predict import predict
 from hwnas.trained import TrainedRun
 
 DATA = ROOT.parent / "shared" / "data" / "sst2"
@@ -93,6 +95,23 @@ PROTOCOL = (
 )
 
 
+@dataclass(frozen=True)
+class DevErrorOfRun:
+    """Makes what says, in a worker, how wrong a structure is on the dev split."""
+
+    run: Path
+
+    def __call__(self) -> Evaluate:
+        trained = TrainedRun.open(self.run)
+        task, test = trained.inputs.task, trained.inputs.test
+
+        def error(subnetwork: Subnetwork) -> float:
+            with trained.network.as_subnetwork(subnetwork) as model:
+                return 100 - task.kind.score(task.metric, predict(model, test), test)
+
+        return error
+
+
 class OtherNetworkError(Exception):
     """The super-network that a record is of is not here."""
 
@@ -108,6 +127,7 @@ class Evaluations:
         stored = read_json(path)
         self.stored = stored
         self.signals: dict[str, float] = stored["signals"]
+        self.errors: dict[str, float] = stored.get("tested", {})
         self.workers: Workers | None = None
         self.same = True  # the workers answer as those on record did
         self.anew = f"remove {self.path} to evaluate all anew"
@@ -120,6 +140,18 @@ class Evaluations:
         table = validate(LatencyTable, self.stored["table"], where=str(self.path))
         space = validate(SearchSpace, self.stored["space"], where=str(self.path))
         return FrontProblem.of(space, loss, table.predictor(), self.stored["worst"])
+
+    def tested(self, subnetworks: Sequence[Subnetwork]) -> list[float]:
+        """The errors (per cent) of structures on the dev split, by which nothing was chosen."""
+        missing = [s for s in dict.fromkeys(subnetworks) if str(s) not in self.errors]
+        if missing:
+            self._workers()  # is the super-network that of the record?
+            with Workers(
+                Processes(DevErrorOfRun(RUNS / self.name), os.cpu_count() or 1)
+            ) as workers:
+                self.errors |= dict(zip(map(str, missing), workers(missing), strict=True))
+            self.fresh += len(missing)
+        return [self.errors[str(s)] for s in subnetworks]
 
     def __call__(self, subnetworks: Sequence[Subnetwork]) -> list[float]:
         missing = [s for s in subnetworks if str(s) not in self.signals]
@@ -156,7 +188,7 @@ class Evaluations:
     def save(self) -> None:
         """Write what was evaluated, if anything was."""
         if self.fresh:
-            write_json(self.path, self.stored | {"signals": self.signals})
+            write_json(self.path, self.stored | {"signals": self.signals, "tested": self.errors})
             self.fresh = 0
 
 
@@ -233,7 +265,10 @@ def front_row(evaluations: Evaluations, name: str, seed: int) -> dict[str, Any]:
 
 
 def budgets_row(evaluations: Evaluations, name: str, each: int, seed: int) -> dict[str, Any]:
-    """The error of the best within each budget, after so many evaluations for each of them."""
+    """The error of the best within each budget, after so many evaluations for each of them.
+
+    Of the dev split, None where nothing was found within a budget.
+    """
     problem = evaluations.problem
     aims = [share * problem.most_ms for share in BUDGETS]
     found: list[Evaluated] = []
@@ -261,13 +296,14 @@ def budgets_row(evaluations: Evaluations, name: str, each: int, seed: int) -> di
             )
         most = each * len(aims)
         found = search_front(problem, SEARCHERS[name](problem, most, seed), evaluations, most)
+    within = ([c for c in found if c.predicted_ms <= aim] for aim in aims)
+    best = [min(those, key=lambda c: c.signal, default=None) for those in within]
+    tested = iter(evaluations.tested([c.subnetwork for c in best if c]))
     evaluations.save()
     return {
         "evaluations": len(found),
-        "best": {
-            share: min([problem.worst, *(c.signal for c in found if c.predicted_ms <= aim)])
-            for share, aim in zip(BUDGETS, aims, strict=True)
-        },
+        "best": dict(zip(BUDGETS, [c.signal if c else problem.worst for c in best], strict=True)),
+        "dev": dict(zip(BUDGETS, [next(tested) if c else None for c in best], strict=True)),
     }
 
 
@@ -359,21 +395,30 @@ def _of_space(rows: list[dict[str, Any]], space: str) -> dict[str, Any]:
             name: round(statistics.pstdev(every_at(name, n)), 4) for name, n in most.items()
         },
         "seeds": {name: len(every_at(name, n)) for name, n in most.items()},
-        "error_within_budgets": _under_budgets(rows, space),
+        "error_within_budgets": _under_budgets(rows, space, "best"),
+        "dev_error_within_budgets": _under_budgets(rows, space, "dev"),
     }
 
 
-def _under_budgets(rows: list[dict[str, Any]], space: str) -> dict[str, Any]:
-    """By evaluations for each budget and searcher: the mean error (per cent) at every budget."""
+def _under_budgets(rows: list[dict[str, Any]], space: str, what: str) -> dict[str, Any]:
+    """By evaluations for each budget and searcher: the mean error (per cent) at every budget.
+
+    Args:
+        what: `best`, on the sentences that were searched by, or `dev`.
+    """
     found: dict[str, Any] = {}
-    for each in EACH:
-        for name in UNDER_BUDGETS:
-            key = {"what": "budgets", "space": space, "searcher": name, "each": each}
-            best = [list(row["best"].values()) for row in rows if key.items() <= row.items()]
-            if best:
-                means = [round(statistics.mean(errors), 2) for errors in zip(*best, strict=True)]
-                found.setdefault(str(each), {})[name] = means
+    for each, name in itertools.product(EACH, UNDER_BUDGETS):
+        key = {"what": "budgets", "space": space, "searcher": name, "each": each}
+        errors = [list(row[what].values()) for row in rows if key.items() <= row.items()]
+        if errors:
+            means = [_mean_if_all(column) for column in zip(*errors, strict=True)]
+            found.setdefault(str(each), {})[name] = means
     return found
+
+
+def _mean_if_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.mean(known), 2) if len(known) == len(values) else None
 
 
 if __name__ == "__main__":
