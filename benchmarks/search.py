@@ -37,6 +37,7 @@ from deeper import deeper_minilm
 from record import ROOT, Results, options
 
 from hwnas.files import read_json, validate, write_json
+from hwnas.front_search import BELOW
 from hwnas.latency.predictor import Curve, LatencyPredictor
 from hwnas.latency.table import LatencyTable
 from hwnas.pipeline import train_supernet
@@ -83,7 +84,6 @@ RIVALS_MOST = 500
 AT = (10, 20, 30, 50, 75, 100, 150, 200, 300, 400, 500)  # evaluations that the front is looked at
 OURS_AT = 50
 BUDGETS = (0.5, 0.33, 0.2)  # of the slowest structure's latency
-BELOW = 0.8  # of the smallest budget, where a front for budgets begins; as `front_search` has it
 EACH = (12, 30)  # evaluations for each budget
 UNDER_BUDGETS = ("evolution", "guided", "nsga2", "local")
 CHECKED = 8  # evaluations on record that are made again before new ones are added

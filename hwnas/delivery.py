@@ -73,7 +73,7 @@ def deliver(
     with directory.stage("export"):
         _write_baseline(inputs)
         for budget in winners:
-            _write_winner(inputs, budget, winners)
+            _write_winner(inputs, budget, winners[budget], first[budget])
     with directory.stage("verify"):
         timing = {b: _time(inputs, b, folder, targets[b]) for b, folder in folders.items()}
         limits = {b: _limits(inputs, b, folder, targets[b]) for b, folder in folders.items()}
@@ -133,7 +133,7 @@ def exceeded(inputs: Inputs, budget: str, winners: Mapping[str, Winner]) -> floa
     """A winner's final files, exported and timed: their latency over what the budget allows."""
     with inputs.directory.stage("export"):
         _write_baseline(inputs)
-        _write_winner(inputs, budget, winners)
+        _write_winner(inputs, budget, winners[budget], _first_alike(inputs, winners)[budget])
     with inputs.directory.stage("verify"):
         target = _target(inputs, winners[budget])
         timing = _time(inputs, budget, _folder(inputs, budget), target)
@@ -174,13 +174,13 @@ def _write_baseline(inputs: Inputs) -> None:
     write_quantized(inputs, baseline, inputs.target)
 
 
-def _write_winner(inputs: Inputs, budget: str, winners: Mapping[str, Winner]) -> None:
-    """Write a winner's folder; what another budget's has of the same winner is copied."""
-    folder, same = _folder(inputs, budget), _first_alike(inputs, winners)[budget]
-    if same != budget:
-        copy_missing(_folder(inputs, same), folder)
-    write_exact(inputs, winners[budget].weights, folder, trim=True)
-    write_quantized(inputs, folder, _target(inputs, winners[budget]))
+def _write_winner(inputs: Inputs, budget: str, winner: Winner, first: str) -> None:
+    """Write a winner's folder; what that of `first` has of it is copied; see `_first_alike`."""
+    folder = _folder(inputs, budget)
+    if first != budget:
+        copy_missing(_folder(inputs, first), folder)
+    write_exact(inputs, winner.weights, folder, trim=True)
+    write_quantized(inputs, folder, _target(inputs, winner))
 
 
 def _write(path: Path, summary: Summary) -> None:

@@ -26,7 +26,7 @@ from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import FRONT, Candidate
 
-_BELOW = 0.8  # of the smallest budget, where the front begins
+BELOW = 0.8  # of the smallest budget, where the front begins
 _NEAR = 0.75  # of a missed budget, likewise
 _AGAIN = 0.25  # of the evaluations, that a correction takes
 
@@ -97,7 +97,7 @@ class FrontSearch:
                 self.loss,
                 self._searched_by(predictor, max(self.aims), hidden),
                 self.judge.worst,
-                least_ms=_BELOW * min(self.aims),
+                least_ms=BELOW * min(self.aims),
                 most_ms=max(self.aims),
                 aims=self.aims,
             )
