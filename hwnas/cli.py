@@ -272,30 +272,37 @@ def plan(
     table: Annotated[
         Path | None, typer.Option(help="A latency table of the model, to predict milliseconds.")
     ] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="The memory is a GPU's; weights at rest are elsewhere.")
+    ] = False,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Frozen weights and activations in half precision.")
+        bool, typer.Option("--bf16", help="As with training.precision: bf16 in the recipe.")
     ] = False,
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Activations are computed again, not kept.")
+        bool, typer.Option("--checkpointing", help="As with training.checkpointing: true.")
     ] = False,
-    rank: Annotated[int | None, typer.Option(min=1, help="Of a language model's adapters.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="As with training.adapters.rank in the recipe.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """What a recipe will need: parameters, memory, operations; no weights are read."""
-    from hwnas.elastic.spec import AdapterSpec
     from hwnas.latency.table import LatencyTable
     from hwnas.models import load_config
-    from hwnas.planning import Means, make_plan, parse_memory
+    from hwnas.planning import Means, changed, make_plan, parse_memory
     from hwnas.recipe import load_recipe
 
-    settings = load_recipe(recipe)
-    means = Means(parse_memory(memory) if memory else None, tflops, bf16, checkpointing)
+    settings = changed(
+        load_recipe(recipe),
+        precision="bf16" if bf16 else None,
+        checkpointing=checkpointing or None,
+        rank=rank,
+    )
     made = make_plan(
         settings,
         load_config(settings.model),
-        means=means,
+        means=Means(parse_memory(memory) if memory else None, tflops, gpu),
         table=LatencyTable.find(table) if table else None,
-        adapters=AdapterSpec(rank=rank) if rank else None,
     )
     if json:
         print_json(made)

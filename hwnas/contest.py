@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from hwnas import stages
 from hwnas.clock import StructureClock
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.front_search import FrontSearch, Remembered, one_by_one
@@ -22,17 +21,15 @@ from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.limits import Limits, limits_at
+from hwnas.networks import Networks
 from hwnas.search.front import EvaluateAll
 from hwnas.second_search import read_corrections
 from hwnas.selection import Allowance
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.timing import structure_clock
-from hwnas.training.baseline import read_history
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from hwnas.deployments import Deployment
     from hwnas.search.exact import BlockLoss
     from hwnas.training.memory import Memory
@@ -46,9 +43,8 @@ class Contest:
     table: LatencyTable
     space: SearchSpace
     scores: Importance
-    teacher: PreTrainedModel  # the baseline
+    networks: Networks  # the baseline's, and the students' start
     judge: Judge
-    start: SuperNetwork  # the students' start, reordered
     network: SuperNetwork | None  # the trained super-network; None where a rival shrinks directly
     time: Callable[[Subnetwork], float] | None = None  # ms of a structure; None: by the clock
     evaluate_all: EvaluateAll | None = None  # by workers; None: here, one after the other
@@ -88,14 +84,6 @@ class Contest:
             f"{self.deployment_name} structure".strip(),
         )
 
-    @cached_property
-    def baseline(self) -> SuperNetwork:
-        """The teacher's weights, of which structures that leave out little are best cut."""
-        history = read_history(self.inputs.path / "baseline")
-        if history.start_steps == history.steps:
-            return self.start
-        return stages.baseline_network(self.inputs, self.scores)
-
     def signal(self, subnetwork: Subnetwork) -> float:
         """The quality signal of a subnetwork, with whichever weights it has the better one.
 
@@ -103,7 +91,7 @@ class Contest:
         are almost whole; finalists start from whatever serves them best.
         """
         assert self.network is not None
-        origins = (self.network, self.baseline) if self.trains else (self.network,)
+        origins = (self.network, self.networks.baseline) if self.trains else (self.network,)
         return min(self.judge.of(network, subnetwork) for network in origins)
 
     @cached_property
@@ -184,7 +172,7 @@ class Contest:
         inputs = self.inputs
         steps = inputs.plan.winner_steps + inputs.plan.heir_steps * (len(inputs.recipe.budgets) - 1)
         return Memory.if_worth_it(
-            self.teacher,
+            self.networks.teacher,
             inputs.tokenizer,
             inputs.train,
             seen=steps * inputs.plan.batch,

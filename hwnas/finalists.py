@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.latency.target import Budget
-from hwnas.models import load
+from hwnas.models import load, on_gpu
+from hwnas.networks import resting
 from hwnas.selection import Selection, TimedStructure
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Finalist
@@ -54,20 +55,22 @@ def train_finalists(
     if len(entrants) > 1:
         first = min(inputs.plan.first_rung_steps, *(entrant.steps - 1 for entrant in entrants))
         rungs = [Rung(first, 1), Rung(None, 1)]
-    halving = halve(
-        entrants,
-        lambda entrant: origins[entrant.start].extract(entrant.subnetwork),
-        inputs.tokenizer,
-        rows(examples, seen * inputs.plan.batch, len(examples)),
-        inputs.choice_validation,
-        inputs.task.kind,
-        inputs.task.metric,
-        rungs,
-        inputs.optimization(0, inputs.recipe.training.finalist_rate, 10),
-        folder,
-        contest.teacher,
-        contest.memory,
-    )
+    teacher = contest.networks.teacher
+    with resting(o.network for o in origins.values() if o.network.model is not teacher):
+        halving = halve(
+            entrants,
+            lambda entrant: origins[entrant.start].extract(entrant.subnetwork),
+            inputs.tokenizer,
+            rows(examples, seen * inputs.plan.batch, len(examples)),
+            inputs.choice_validation,
+            inputs.task.kind,
+            inputs.task.metric,
+            rungs,
+            inputs.optimization(0, inputs.recipe.training.finalist_rate, 10),
+            folder,
+            teacher,
+            contest.memory,
+        )
     won = {(r.entrant, r.rung) for r in halving.results if r.rung > 0} | {
         (halving.winner, r) for r in range(START, len(rungs))
     }
@@ -155,18 +158,19 @@ def _origins(contest: Contest, forerunner: Winner | None) -> dict[str, Origin]:
     inputs = contest.inputs
     full = Subnetwork.full(inputs.shape)
     history = read_history(inputs.path / "baseline")
-    start_steps = history.start_steps
+    start_steps, all_steps = history.start_steps, history.steps
+    begun, trained = contest.networks.start, contest.networks.baseline
     origins = {
         # a baseline that has converged, or was trained by adapters, is itself the start
-        "teacher": Origin(contest.start, full, start_steps, finished=start_steps == history.steps),
+        "teacher": Origin(begun, full, start_steps, finished=start_steps == all_steps),
         # trained already, so what is cut of it needs the fewer steps of an heir
-        _BASELINE: Origin(contest.baseline, full, history.steps, heir=True, finished=True),
+        _BASELINE: Origin(trained, full, all_steps, heir=True, finished=True),
     }
     if contest.network is not None:
         steps = start_steps + inputs.plan.supernet_steps
         origins["supernet"] = Origin(contest.network, full, steps)
     if forerunner is not None:
-        network = SuperNetwork(load(forerunner.weights))
+        network = SuperNetwork(on_gpu(load(forerunner.weights)))
         within = forerunner.structure.subnetwork
         origins[f"{forerunner.budget} winner"] = Origin(
             network, within, forerunner.steps, heir=True

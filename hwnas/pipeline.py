@@ -25,7 +25,6 @@ from hwnas.contest import Contest
 from hwnas.delivery import deliver
 from hwnas.deployments import TABLES, Deployment, deployments_of, tables_of, targets_of
 from hwnas.elastic.adapters import merge_adapter
-from hwnas.elastic.supernet import SuperNetwork
 from hwnas.enough import take_whole
 from hwnas.errors import BudgetError, UserError
 from hwnas.files import read_model, replacing
@@ -36,6 +35,7 @@ from hwnas.latency.profiling import check_phase
 from hwnas.latency.runtimes import check_length, require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import PHASES, Target
+from hwnas.networks import Networks
 from hwnas.processes import leader_first
 from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe
@@ -160,9 +160,8 @@ def until_network(inputs: Inputs, given: Given, *, shortcut: bool = False) -> Co
         scores = stages.importance(inputs)
         space = stages.search_space(inputs, table, scores)
         check_limits(inputs, space)
-    teacher = stages.load_teacher(inputs, scores)
     with directory.stage("teacher"), leader_first():
-        judge = Judge(inputs, stages.teacher_answers(inputs, teacher))
+        judge = Judge(inputs, stages.teacher_answers(inputs, scores))
     deployments: Sequence[Deployment] = ()
     if recipe.deployments:
         with directory.stage("deployments"), leader_first():
@@ -172,9 +171,8 @@ def until_network(inputs: Inputs, given: Given, *, shortcut: bool = False) -> Co
         table=table,
         space=space,
         scores=scores,
-        teacher=teacher,
+        networks=Networks(inputs, scores),
         judge=judge,
-        start=stages.starting_network(inputs, scores),
         network=None,
         deployments=deployments,
     )
@@ -184,13 +182,11 @@ def until_network(inputs: Inputs, given: Given, *, shortcut: bool = False) -> Co
         with leader_first():
             if take_whole(contest):
                 return contest
-    network: SuperNetwork | None = None
     if recipe.unlabelled is not None:
         with directory.stage("general"):
-            network = stages.general_network(inputs, space, scores, teacher)
+            stages.general_network(inputs, space, contest.networks)
     with directory.stage("supernet"):
-        network = stages.supernet(inputs, space, scores, teacher, network)
-    return replace(contest, network=network)
+        return replace(contest, network=stages.supernet(inputs, space, contest.networks))
 
 
 def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:

@@ -1,9 +1,10 @@
 """What a recipe will need, told in seconds and without its weights: on meta tensors, by formula.
 
 Parameters are counted on models without memory, subnetworks of the space included. Memory is that
-of weights, gradients and Adam's moments (16 bytes for each trained weight in float32), and of what
-a block keeps for its backward pass, with attention that keeps no probabilities. A decoder is
-planned as LoNAS trains it: frozen, with adapters.
+of weights, gradients and Adam's moments (16 bytes for each trained weight in float32), of every
+copy of the weights that a stage holds, and of what a block keeps for its backward pass, with
+attention that keeps no probabilities. Weights are in float32 throughout, frozen ones as well.
+Language models are frozen and have adapters, unless the recipe says otherwise.
 
 Assumptions: one process, one GPU or one machine's memory; the runtimes' own needs (about a
 gigabyte) come on top. Time is operations over a rate that the caller states.
@@ -11,6 +12,7 @@ gigabyte) come on top. Time is operations over a rate that the caller states.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from hwnas.latency.table import LatencyTable
     from hwnas.recipe import Recipe
+    from hwnas.training.compute import Precision
 
 GB = 1e9
 _FULL = 4  # bytes of a weight in float32
@@ -55,6 +58,7 @@ class Stage(Record):
     hours: float | None = None  # at the rate that was given
     fits: bool | None = None  # into the memory that was given
     advice: str = ""  # where it does not
+    resting_gb: float = 0.0  # of weights that wait in main memory, where the memory is a GPU's
 
 
 class Plan(Record):
@@ -70,6 +74,7 @@ class Plan(Record):
     space: int  # subnetworks
     subnetworks: list[Sized]
     stages: list[Stage]
+    notes: tuple[str, ...] = ()  # what could make it otherwise
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,7 @@ class Means:
 
     memory_gb: float | None = None
     tflops: float | None = None  # 10^12 operations a second that training really reaches
-    bf16: bool = False  # frozen weights and activations; encoders' masters stay in float32
-    checkpointing: bool = False  # a block's activations are computed again
+    gpu: bool = False  # the memory is a GPU's: weights that wait are in the machine's
 
 
 def make_plan(
@@ -88,13 +92,11 @@ def make_plan(
     *,
     means: Means | None = None,
     table: LatencyTable | None = None,
-    adapters: AdapterSpec | None = None,
 ) -> Plan:
     """The plan of a recipe for a model of this config.
 
     Args:
         table: of the model, by which subnetworks' milliseconds are predicted.
-        adapters: of a decoder; by default LoNAS's.
 
     Raises:
         UserError: the recipe's space or the table is of another model.
@@ -104,7 +106,7 @@ def make_plan(
     space = space_of(recipe, shape)
     if table is not None:
         table.check_model(shape)
-    counts = _Counts.of(config, shape, adapters or AdapterSpec())
+    counts = _Counts.of(config, shape, _adapters(recipe, shape))
     seq = recipe.task_at_target.max_length or 128
     full = Subnetwork.full(shape)
     whole = macs(full, shape, seq)
@@ -130,7 +132,47 @@ def make_plan(
             for name, subnetwork in named.items()
         ],
         stages=_stages(recipe, shape, counts, means, seq),
+        notes=tuple(_notes(recipe)),
     )
+
+
+def _adapters(recipe: Recipe, shape: Shape) -> AdapterSpec | None:
+    """Those that the recipe trains; None: all weights."""
+    if shape.decoder and recipe.training.weights is None:
+        return recipe.training.adapters
+    return recipe.adapters
+
+
+def _notes(recipe: Recipe) -> Iterator[str]:
+    """What the recipe leaves to be found out."""
+    if recipe.space.boundaries == "automatic":
+        yield "space.boundaries: automatic ones are found later; the space here is the whole one"
+    if recipe.vocabulary.trim:
+        yield "vocabulary.trim: parameters here are those with all of the model's tokens"
+    if recipe.compute.minutes is not None:
+        yield "compute.minutes: steps here are the recipe's, before they are fitted to the time"
+    if recipe.deployments and recipe.search.enough:
+        yield (
+            "deployments: where the whole model at one of them is within every budget, no "
+            "super-network is trained"
+        )
+
+
+def changed(
+    recipe: Recipe,
+    *,
+    precision: Precision | None = None,
+    checkpointing: bool | None = None,
+    rank: int | None = None,
+) -> Recipe:
+    """The recipe with other settings of its training; None leaves one as it is."""
+    training = recipe.training
+    adapters = (
+        training.adapters if rank is None else training.adapters.model_copy(update={"rank": rank})
+    )
+    wanted = {"precision": precision, "checkpointing": checkpointing, "adapters": adapters}
+    update = {name: value for name, value in wanted.items() if value is not None}
+    return recipe.model_copy(update={"training": training.model_copy(update=update)})
 
 
 def space_of(recipe: Recipe, shape: Shape) -> SearchSpace:
@@ -163,17 +205,16 @@ class _Counts:
     all: int
     blocks: int
     trained: int
+    frozen: bool  # what is trained stands beside all of them
 
     @classmethod
-    def of(cls, config: Any, shape: Shape, adapters: AdapterSpec) -> _Counts:
+    def of(cls, config: Any, shape: Shape, adapters: AdapterSpec | None) -> _Counts:
         full = Subnetwork.full(shape)
         every = count_params(config, full)
         none = count_params(config, Subnetwork.of([full.genome[0], *[[0, 0]] * (shape.depth - 1)]))
         blocks = (every - none) * shape.depth // max(1, shape.depth - 1) if shape.depth > 1 else 0
-        trained = every
-        if shape.decoder:
-            trained = adapters.rank * sum(_adapter_widths(shape))
-        return cls(every, blocks, trained)
+        trained = every if adapters is None else adapters.rank * sum(_adapter_widths(shape))
+        return cls(every, blocks, trained, adapters is not None)
 
 
 def _adapter_widths(shape: Shape) -> list[int]:
@@ -201,71 +242,92 @@ def kept_values(shape: Shape, block: int) -> int:
 
 def _stages(recipe: Recipe, shape: Shape, counts: _Counts, means: Means, seq: int) -> list[Stage]:
     compute = recipe.compute
-    tokens = compute.batch // recipe.training.accumulate * seq
-    each = _HALF if means.bf16 else _FULL
-    kept = [kept_values(shape, i) for i in range(shape.depth)]
-    if means.checkpointing:
-        activations = (max(kept) + shape.depth * shape.hidden) * tokens * each
-    else:
-        activations = sum(kept) * tokens * each
-    if shape.decoder:
-        # logits of every token, in float32, and their gradient
-        activations += 2 * _FULL * tokens * shape.vocab
-        weights = {
-            "frozen weights": each * counts.all / GB,
-            "adapters with Adam": _TRAINED * counts.trained / GB,
-        }
-        teacher: dict[str, float] = {}  # the frozen model itself
+    budgets = len(recipe.budgets)
+    copy = _FULL * counts.all / GB
+    if counts.frozen:
+        weights = {"frozen weights": copy, "adapters with Adam": _TRAINED * counts.trained / GB}
     else:
         weights = {"weights, gradients, Adam": _TRAINED * counts.all / GB}
-        teacher = {"teacher": _FULL * counts.all / GB}
-    trained = {"activations": activations / GB}
+    trained = weights | {"activations": _activations(recipe, shape, seq) / GB}
+    teacher = {"teacher": copy}
+    # frozen weights are their own teacher
+    learning = trained if counts.frozen else trained | teacher
     # one batch through the whole model, forward and backward
     forward = 2 * macs(Subnetwork.full(shape), shape, seq) * compute.batch
-    backward = 1 if shape.decoder else 2  # frozen weights need no gradient
-    step = (1 + backward) * forward
-    sandwich = 3  # largest, smallest, one between: at most so many whole ones
-    budgets = len(recipe.budgets)
+    step = (2 if counts.frozen else 3) * forward  # frozen weights need no gradient
+    sandwich = 3 * step  # largest, smallest, one between: at most so many whole ones
     finalists = compute.winner_steps + (budgets - 1) * compute.heir_steps
-    exported = {"weights, twice": 2 * _FULL * counts.all / GB}
+    # what finalists are cut from: the super-network, a larger budget's winner, and where all
+    # weights are trained, where the students began and the baseline
+    origins = 1 + (budgets > 1) + (0 if counts.frozen else 2)
     rows = [
-        ("super-network", weights | teacher | trained, compute.supernet_steps, sandwich * step),
-        ("finalists", weights | teacher | trained, finalists, step + forward),
-        ("export", exported, 0, 0.0),
+        ("baseline", trained, 0, compute.baseline_steps(budgets), step),
+        ("super-network", learning, 0, compute.supernet_steps, sandwich),
+        ("finalists", trained | teacher, origins, finalists, step + forward),
+        ("export", {"weights, twice": 2 * copy}, 0, 0, 0.0),
     ]
-    if not shape.decoder:
-        baseline = compute.baseline_steps(budgets)
-        rows.insert(0, ("baseline", weights | trained, baseline, step))
-    return [_stage(name, parts, steps, cost, means) for name, parts, steps, cost in rows]
+    if recipe.unlabelled is not None:
+        general = ("super-network, general", trained | teacher, 0, compute.general_steps, sandwich)
+        rows.insert(1, general)
+    return [
+        _stage(name, parts, waiting * copy, steps, steps * cost, recipe, means)
+        for name, parts, waiting, steps, cost in rows
+    ]
 
 
-def _stage(name: str, parts: dict[str, float], steps: int, flops: float, means: Means) -> Stage:
+def _activations(recipe: Recipe, shape: Shape, seq: int) -> float:
+    """Bytes that a batch leaves for its backward pass."""
+    training = recipe.training
+    tokens = recipe.compute.batch // training.accumulate * seq
+    each = _FULL if training.precision == "fp32" else _HALF
+    kept = [kept_values(shape, i) for i in range(shape.depth)]
+    if training.checkpointing:
+        found = (max(kept) + shape.depth * shape.hidden) * tokens * each
+    else:
+        found = sum(kept) * tokens * each
+    if shape.decoder:
+        # logits of every token, in float32, and their gradient
+        found += 2 * _FULL * tokens * shape.vocab
+    return found
+
+
+def _stage(
+    name: str,
+    parts: dict[str, float],
+    resting: float,
+    steps: int,
+    flops: float,
+    recipe: Recipe,
+    means: Means,
+) -> Stage:
+    """A stage that needs these gigabytes in parts, some at rest, and so many operations."""
+    if resting and not means.gpu:
+        parts = parts | {"weights at rest": resting}
     memory = sum(parts.values())
     fits = None if means.memory_gb is None else memory <= means.memory_gb
-    total = steps * flops
     return Stage(
         name=name,
         memory_gb=memory,
         parts=parts,
         steps=steps,
-        petaflops=total / 1e15,
-        hours=total / (means.tflops * 1e12) / 3600 if means.tflops else None,
+        petaflops=flops / 1e15,
+        hours=flops / (means.tflops * 1e12) / 3600 if means.tflops else None,
         fits=fits,
-        advice="" if fits is not False else _advice(parts, means),
+        advice="" if fits is not False else _advice(parts, recipe),
+        resting_gb=resting if means.gpu else 0.0,
     )
 
 
-def _advice(parts: dict[str, float], means: Means) -> str:
+def _advice(parts: dict[str, float], recipe: Recipe) -> str:
     """What to change, the greatest part first."""
     greatest = max(parts, key=lambda name: parts[name])
     most = f"{greatest} {parts[greatest]:.1f} GB"
-    if greatest == "activations" and not means.checkpointing:
-        return f"{most}: a smaller compute.batch, training.accumulate, or checkpointing"
     if greatest == "activations":
-        return f"{most}: a smaller compute.batch, or training.accumulate"
-    if not means.bf16:
-        return f"{most}: bf16 halves frozen weights and activations"
-    return f"{most}: more memory, or several processes that share the weights"
+        also = "" if recipe.training.checkpointing else ", or training.checkpointing"
+        return f"{most}: a smaller compute.batch, more training.accumulate{also}"
+    if greatest == "weights, gradients, Adam":
+        return f"{most}: training.weights: adapters, which leaves them as they are, or more memory"
+    return f"{most}: more memory, or a smaller model; one is not split between devices"
 
 
 def parse_memory(text: str) -> float:

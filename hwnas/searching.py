@@ -30,7 +30,7 @@ from hwnas.finalists import Winner
 from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import PHASES, Budget, Target
-from hwnas.models import load
+from hwnas.networks import Networks
 from hwnas.pipeline import spent
 from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe, override
@@ -129,9 +129,8 @@ def search_trained(
             table=table,
             space=trained.space,
             scores=trained.scores,
-            teacher=load(out / "baseline" / "model"),
+            networks=Networks(inputs, trained.scores),
             judge=trained.judge,
-            start=trained.network,
             network=trained.network,
             evaluate_all=workers,
             first=first,

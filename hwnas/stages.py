@@ -18,7 +18,6 @@ from accelerate.utils import convert_to_fp32
 from hwnas.boundaries import automatic, snapped
 from hwnas.budgets import budget_shares, structure_shares
 from hwnas.elastic.adapters import Adapters, merge_adapter
-from hwnas.elastic.residual import reorder_residual
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import UserError
 from hwnas.files import read_model, read_tensors, replacing, write_json
@@ -30,6 +29,7 @@ from hwnas.inputs import Inputs, load_for
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Budget
 from hwnas.models import load, on_gpu
+from hwnas.networks import Networks, load_teacher, starting_network
 from hwnas.processes import alone, made_once
 from hwnas.space import FFN_STEP, SearchSpace
 from hwnas.subnetwork import Subnetwork, macs
@@ -157,41 +157,16 @@ def _automatic_space(inputs: Inputs, scores: Importance) -> SearchSpace:
     return automatic(scores, shape, cost, [float(share) for share in shares], FFN_STEP)
 
 
-def teacher_answers(inputs: Inputs, teacher: PreTrainedModel) -> np.ndarray:
+def teacher_answers(inputs: Inputs, scores: Importance) -> np.ndarray:
     """`teacher.safetensors`: the baseline's answers, by which the search judges."""
     from safetensors.numpy import save_file
 
     path = inputs.path / "teacher.safetensors"
     if not path.exists():
+        answers = predict(load_teacher(inputs, scores), inputs.search_validation)
         with replacing(path) as partial:
-            save_file({"search": predict(teacher, inputs.search_validation)}, partial)
+            save_file({"search": answers}, partial)
     return np.asarray(read_tensors(path)["search"])
-
-
-def load_teacher(inputs: Inputs, scores: Importance) -> PreTrainedModel:
-    """The baseline, its residual dimensions in the students' order where that matters."""
-    teacher = on_gpu(load(inputs.path / "baseline" / "model"))
-    if inputs.recipe.space.hidden:
-        reorder_residual(teacher, scores.residual)
-    return teacher
-
-
-def starting_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
-    """The students' starting weights, reordered, elastic."""
-    return _elastic(inputs, scores, "start")
-
-
-def baseline_network(inputs: Inputs, scores: Importance) -> SuperNetwork:
-    """The baseline's final weights, likewise."""
-    return _elastic(inputs, scores, "model")
-
-
-def _elastic(inputs: Inputs, scores: Importance, name: str) -> SuperNetwork:
-    model = on_gpu(load(inputs.path / "baseline" / name))
-    reorder(model, scores)
-    if inputs.recipe.space.hidden:
-        reorder_residual(model, scores.residual)
-    return SuperNetwork(model)
 
 
 def sandwich(inputs: Inputs, space: SearchSpace) -> Sandwich:
@@ -215,75 +190,73 @@ def _latency_share(inputs: Inputs) -> Callable[[Subnetwork], float]:
     return lambda subnetwork: predictor.predict(subnetwork) / full
 
 
-def general_network(
-    inputs: Inputs, space: SearchSpace, scores: Importance, teacher: PreTrainedModel
-) -> SuperNetwork:
+def general_network(inputs: Inputs, space: SearchSpace, networks: Networks) -> None:
     """`general/`: the super-network after the first of two stages, on text without labels.
 
     What its subnetworks learn there is to have the teacher's states and relations of tokens
     (general distillation; TinyBERT, section 3.2).
     """
-    return _trained(
-        inputs,
-        lambda: starting_network(inputs, scores),
-        inputs.unlabelled,
-        inputs.optimization(inputs.plan.general_steps, inputs.recipe.training.supernet_rate, 3),
-        inputs.path / "general",
-        kind=Unlabelled(),
-        teacher=teacher,
-        sandwich=sandwich(inputs, space),
-        title="super-network, general",
-    )
+    out = inputs.path / "general"
+    if not out.exists():
+        _train_network(
+            starting_network(inputs, networks.scores),
+            inputs,
+            inputs.unlabelled,
+            inputs.optimization(inputs.plan.general_steps, inputs.recipe.training.supernet_rate, 3),
+            out,
+            kind=Unlabelled(),
+            teacher=networks.teacher,
+            sandwich=sandwich(inputs, space),
+            title="super-network, general",
+        )
 
 
-def supernet(
-    inputs: Inputs,
-    space: SearchSpace,
-    scores: Importance,
-    teacher: PreTrainedModel,
-    network: SuperNetwork | None = None,
-) -> SuperNetwork:
+def supernet(inputs: Inputs, space: SearchSpace, networks: Networks) -> SuperNetwork:
     """`supernet/`: the weight-sharing network, trained by the sandwich rule with distillation.
 
-    Args:
-        network: where it starts; by default the students' starting weights.
+    It starts where the students do, or where the first of two stages ended.
     """
-    steps = inputs.plan.supernet_steps
-    frozen = inputs.recipe.adapters is not None
-    return _trained(
-        inputs,
-        lambda: network or starting_network(inputs, scores),
-        rows(inputs.train, 0, steps * inputs.plan.batch),
-        inputs.optimization(steps, inputs.recipe.training.supernet_rate, 2),
-        inputs.path / "supernet",
-        kind=inputs.task.kind,
-        teacher=None if frozen else teacher,
-        own_teacher=frozen,
-        sandwich=sandwich(inputs, space),
-        title="super-network",
-    )
+    out = inputs.path / "supernet"
+    if not out.exists():
+        steps = inputs.plan.supernet_steps
+        frozen = inputs.recipe.adapters is not None
+        if inputs.recipe.unlabelled is not None:
+            network = SuperNetwork(on_gpu(load(inputs.path / "general")))
+        else:
+            network = starting_network(inputs, networks.scores)
+        _train_network(
+            network,
+            inputs,
+            rows(inputs.train, 0, steps * inputs.plan.batch),
+            inputs.optimization(steps, inputs.recipe.training.supernet_rate, 2),
+            out,
+            kind=inputs.task.kind,
+            teacher=None if frozen else networks.teacher,
+            own_teacher=frozen,
+            sandwich=sandwich(inputs, space),
+            title="super-network",
+        )
+        del network  # what is read below is as large
+    return SuperNetwork(on_gpu(load(out)))
 
 
-def _trained(
+def _train_network(
+    network: SuperNetwork,
     inputs: Inputs,
-    start: Callable[[], SuperNetwork],
     examples: Dataset,
     optimization: Optimization,
     out: Path,
     **how: Any,
-) -> SuperNetwork:
-    """`out/`: the super-network after a training as `how` says, which is made only once."""
-    if not out.exists():
-        network = start()
-        work = out.with_name(f"{out.name}-training")
-        train(network, inputs.tokenizer, examples, optimization, work, **how)
+) -> None:
+    """`out/`: the super-network after a training as `how` says."""
+    work = out.with_name(f"{out.name}-training")
+    train(network, inputs.tokenizer, examples, optimization, work, **how)
 
-        def keep() -> None:
-            with replacing(out) as partial:
-                network.model.save_pretrained(partial)
+    def keep() -> None:
+        with replacing(out) as partial:
+            network.model.save_pretrained(partial)
 
-        alone(keep)
-    return SuperNetwork(on_gpu(load(out)))
+    alone(keep)
 
 
 def rough_share(budget: str) -> float:

@@ -17,7 +17,7 @@ from hwnas.elastic.spec import AdapterSpec
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.errors import BudgetError, UserError
 from hwnas.files import validate
-from hwnas.planning import Means, Plan, kept_values, make_plan, parse_memory
+from hwnas.planning import Means, Plan, changed, kept_values, make_plan, parse_memory
 from hwnas.recipe import Recipe
 
 LLAMA_7B = {
@@ -46,8 +46,10 @@ def test_lonas_llama_space_has_the_parameters_that_were_published() -> None:
         "heads": [32],
         "ffn": [5504, 6880, 8256, 9632, 11008],
     }
-    recipe = _recipe(space=space, task={"data": "demo:tweets", "max_length": 256})
-    means = Means(memory_gb=80, tflops=125, bf16=True)
+    training = {"precision": "bf16"}
+    task = {"data": "demo:tweets", "max_length": 256}
+    recipe = _recipe(space=space, task=task, training=training)
+    means = Means(memory_gb=80, tflops=125, gpu=True)
     plan = make_plan(recipe, LlamaConfig(**LLAMA_7B), means=means)
     params = _named(plan)
     assert params["largest"] == plan.params == 6_738_415_616
@@ -55,8 +57,15 @@ def test_lonas_llama_space_has_the_parameters_that_were_published() -> None:
     assert round(params["middle"] / 1e9, 2) == 5.66
     # every block may be left out as well, but not all of them
     assert plan.space == (5 + 1) ** 32
-    training = next(stage for stage in plan.stages if stage.name == "super-network")
-    assert training.fits and training.memory_gb < 80 and training.hours is not None
+    stages = {stage.name: stage for stage in plan.stages}
+    network = stages["super-network"]
+    assert network.fits and network.hours is not None
+    # weights are frozen, but not in half precision; their own teacher, they are held once
+    assert network.parts["frozen weights"] == pytest.approx(4 * 6.738, rel=1e-3)
+    assert "teacher" not in network.parts
+    finalists = stages["finalists"]
+    assert finalists.parts["teacher"] == network.parts["frozen weights"]
+    assert finalists.resting_gb > 0, "the super-network waits in main memory"
 
 
 def test_lonas_bloomz_space_has_the_parameters_that_were_published() -> None:
@@ -84,12 +93,12 @@ def test_seventy_billion_parameters_are_planned_in_seconds_and_do_not_fit() -> N
         vocab_size=128256,
     )
     begin = time.process_time()
-    means = Means(memory_gb=80, bf16=True, checkpointing=True)
-    plan = make_plan(_recipe(), config, means=means)
+    recipe = changed(_recipe(), precision="bf16", checkpointing=True)
+    plan = make_plan(recipe, config, means=Means(memory_gb=80, gpu=True))
     assert time.process_time() - begin < 60
     assert plan.params == pytest.approx(70.55e9, rel=1e-3)
     assert not any(stage.fits for stage in plan.stages)
-    assert plan.stages[0].advice.startswith("frozen weights 141.1 GB")
+    assert plan.stages[0].advice.startswith("frozen weights 282.2 GB: more memory")
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -162,3 +171,45 @@ def test_the_command_says_what_does_not_fit_and_what_to_change(
 
 def test_memory_is_read_with_and_without_its_unit() -> None:
     assert parse_memory("80GB") == parse_memory(" 80 gb") == parse_memory("80") == 80
+
+
+def test_a_recipe_decides_what_is_trained_and_what_waits() -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(**LLAMA_7B)
+    language = {
+        "task": {"data": "here.jsonl", "kind": "language", "max_length": 256},
+        "target": "openvino:cpu:phase=decode,cache=128",
+    }
+    recipe = _recipe(**language)
+    plain = make_plan(recipe, config)
+    steps = {stage.name: stage.steps for stage in plain.stages}
+    assert steps["baseline"] == recipe.compute.baseline_steps(len(recipe.budgets))
+    assert steps["super-network"] == recipe.compute.supernet_steps
+    narrow = make_plan(_recipe(**language, training={"adapters": {"rank": 8}}), config)
+    assert narrow.trained == plain.trained // 4
+    whole = make_plan(_recipe(**language, training={"weights": "all"}), config)
+    assert whole.trained == whole.params
+    kept = {stage.name: stage.parts for stage in whole.stages}
+    assert "teacher" in kept["super-network"] and "weights at rest" in kept["finalists"]
+    lean = make_plan(changed(recipe, checkpointing=True), config)
+    assert lean.stages[1].memory_gb < plain.stages[1].memory_gb
+
+
+def test_a_plan_says_what_the_recipe_leaves_to_be_found_out() -> None:
+    from transformers import BertConfig
+
+    assert make_plan(_recipe(), BertConfig()).notes == ()
+    recipe = _recipe(
+        space={"boundaries": "automatic"},
+        vocabulary={"trim": True},
+        compute={"minutes": 5, "general_steps": 7},
+        unlabelled={"data": "texts.jsonl"},
+    )
+    plan = make_plan(recipe, BertConfig())
+    assert [note.partition(":")[0] for note in plan.notes] == [
+        "space.boundaries",
+        "vocabulary.trim",
+        "compute.minutes",
+    ]
+    assert ("super-network, general", 7) in [(stage.name, stage.steps) for stage in plan.stages]

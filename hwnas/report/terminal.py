@@ -139,6 +139,8 @@ def render_plan(plan: Plan) -> RenderableType:
         stages.add_column(name, justify="left" if name in ("stage", "of it") else "right")
     for stage in plan.stages:
         parts = ", ".join(f"{name} {size:.2g}" for name, size in stage.parts.items())
+        if stage.resting_gb:
+            parts += f"; beside it, in main memory, {stage.resting_gb:.2g} GB of weights at rest"
         stages.add_row(
             stage.name,
             f"{stage.memory_gb:.1f} GB",
@@ -148,7 +150,7 @@ def render_plan(plan: Plan) -> RenderableType:
             "" if stage.hours is None else f"{stage.hours:.1f}",
             "" if stage.fits is None else ("yes" if stage.fits else "NO"),
         )
-    return Group(Text(facts), space, stages)
+    return Group(Text(facts), space, stages, *map(Text, plan.notes))
 
 
 def render_replies(replies: Sequence[Reply]) -> RenderableType:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from hwnas.files import read_model, replacing, write_json
-from hwnas.models import load
+from hwnas.models import load, on_gpu
 from hwnas.processes import alone, made_once
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.calibration import calibrated_loss
@@ -160,6 +160,7 @@ def halve(
                 )
                 standing_at = (i, number, taken + steps)
                 alone(partial(_judge, model, validation, kind, metric, standing_at, out))
+                del model  # before the next one is in memory
             standing.append(read_model(out / "result.json", RungResult))
         taken += rung.steps or 0
         results += standing
@@ -192,7 +193,7 @@ def _judge(
     out: Path,
 ) -> None:
     """Write the model to `out`, with how it stands at this entrant, rung and step."""
-    answers = predict(model, validation)
+    answers = predict(on_gpu(model), validation)
     entrant, rung, steps = at
     result = RungResult(
         entrant=entrant,
