@@ -260,11 +260,11 @@ def _stages(recipe: Recipe, shape: Shape, counts: _Counts, means: Means, seq: in
     # what finalists are cut from: the super-network, a larger budget's winner, and where all
     # weights are trained, where the students began and the baseline
     origins = 1 + (budgets > 1) + (0 if counts.frozen else 2)
-    rows = [
+    rows: list[tuple[str, dict[str, float], int, int, float]] = [
         ("baseline", trained, 0, compute.baseline_steps(budgets), step),
         ("super-network", learning, 0, compute.supernet_steps, sandwich),
         ("finalists", trained | teacher, origins, finalists, step + forward),
-        ("export", {"weights, twice": 2 * copy}, 0, 0, 0.0),
+        ("export", {}, 2, 0, 0.0),  # in main memory, as they were and in the new format
     ]
     if recipe.unlabelled is not None:
         general = ("super-network, general", trained | teacher, 0, compute.general_steps, sandwich)
