@@ -231,3 +231,36 @@ def tiny_trained(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) ->
     out = tmp_path_factory.mktemp("trained") / "run"
     train_supernet(load_recipe(tiny_recipe), out).inputs.directory.close()
     return out
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """By what a run in this process trains, how many whole models of it are in memory then.
+
+    By the first word of what the progress bar says: `super-network`, or a budget.
+    """
+    import gc
+
+    from transformers import PreTrainedModel
+
+    import hwnas.stages
+    import hwnas.training.halving
+
+    def alive() -> int:
+        gc.collect()
+        models = (one for one in gc.get_objects() if isinstance(one, PreTrainedModel))
+        return sum(one.base_model is not one for one in models)  # those with a head
+
+    before = alive()
+    found: dict[str, list[int]] = {}
+
+    def counting(train: Callable[..., int]) -> Callable[..., int]:
+        def counted(*given: object, title: str, **how: object) -> int:
+            found.setdefault(title.split()[0].rstrip(","), []).append(alive() - before)
+            return train(*given, title=title, **how)
+
+        return counted
+
+    for module in (hwnas.stages, hwnas.training.halving):
+        monkeypatch.setattr(module, "train", counting(module.train))
+    return found

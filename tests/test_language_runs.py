@@ -114,7 +114,11 @@ def model(request: Any, words: Path, tmp_path: Path) -> Path:
     indirect=True,
 )
 def test_every_stage_on_a_tiny_model(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    copies: dict[str, list[int]],
 ) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": f"a text of {i} words"}) + "\n" for i in range(9)))
@@ -128,6 +132,9 @@ def test_every_stage_on_a_tiny_model(
     task = SETTINGS["task"] | {"learn": "choices" if branching else "answer"}
     recipe = _recipe(tmp_path, model, task=task, beside=beside, limits=limits)
     assert _run(monkeypatch, "run", recipe, "--out", out) == 0
+    assert copies.pop("super-network") == [1], "frozen weights are their own teacher"
+    (of_finalists,) = copies.values()
+    assert max(of_finalists) <= 3  # the teacher, the super-network, and who is trained
     summary = read_model(out / "summary.json", Summary)
     assert summary.pipeline == "text-generation"
     assert summary.splits["test"] == 24

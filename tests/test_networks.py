@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-import hwnas.stages
-import hwnas.training.halving
 from hwnas.networks import Networks
 from hwnas.pipeline import run
 from hwnas.recipe import load_recipe
 from hwnas.trained import TrainedRun
-
-
-def _alive() -> int:
-    """Whole models in memory: those that have a head."""
-    gc.collect()
-    return sum(
-        isinstance(one, PreTrainedModel) and one.base_model is not one for one in gc.get_objects()
-    )
-
-
-@pytest.fixture
-def copies(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """By what is trained, how many models of the run are in memory then."""
-    before = _alive()
-    found: dict[str, list[int]] = {}
-
-    def counting(train: Callable[..., int], *given: Any, **how: Any) -> int:
-        found.setdefault(how["title"].split()[0].rstrip(","), []).append(_alive() - before)
-        return train(*given, **how)
-
-    for module in (hwnas.stages, hwnas.training.halving):
-        train = module.train
-        monkeypatch.setattr(module, "train", lambda *a, train=train, **k: counting(train, *a, **k))
-    return found
 
 
 @pytest.mark.slow  # a whole run
