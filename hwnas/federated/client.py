@@ -54,6 +54,7 @@ from hwnas.federated.population import (
 )
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.tiers import dealt_tiers
+from hwnas.latency.table import LatencyTable
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.kinds import encode_training
 
@@ -180,14 +181,16 @@ class Client:
         """The device that the node's config describes, if any.
 
         Raises:
-            UserError: its table cannot be read.
+            UserError: its table is no file, and none that hwnas ships.
         """
         who = self.who
         if who.table is None:
             return None
-        path = Path(who.table).expanduser()
-        # what is no file may be the name of a table that hwnas ships
-        table = path.read_text(encoding="utf-8") if path.is_file() else who.table
+        path, table = Path(who.table).expanduser(), who.table
+        if path.is_file():
+            table = path.read_text(encoding="utf-8")
+        else:
+            LatencyTable.shipped(table)
         return OwnDevice(table=table, budget=who.budget, memory_mb=who.memory_mb)
 
     def encoded(self, labels: list[str], split: str, phase: int | None = None) -> Dataset:

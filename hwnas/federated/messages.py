@@ -6,9 +6,9 @@ whoever is at the other end may send anything.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwnas.errors import HwnasError
 from hwnas.federated.parts import Tensors
@@ -26,6 +26,7 @@ ARRAYS = "arrays"
 ORDER = "order"  # scores that heads and neurons are sorted by, where clients have frozen weights
 _JSON = "json"
 _METRICS = "metrics"
+_MOST = 100.01  # of a metric, which is times 100; some are rounded
 
 Said = TypeVar("Said", bound=BaseModel)
 
@@ -39,7 +40,11 @@ class IdleError(GarbledError):
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_Rows = Annotated[int, Field(ge=0)]
+_Score = Annotated[float, Field(ge=-_MOST, le=_MOST)]
 
 
 class OwnDevice(_Message):
@@ -58,10 +63,10 @@ class OwnDevice(_Message):
 class Hello(_Message):
     """Who a client is, and what its device is: one of the recipe's tiers, or its own."""
 
-    name: str
+    name: str = Field(min_length=1, max_length=200)
     tier: str
     device: OwnDevice | None = None
-    rows: int = 0  # that it trains on; not said where privacy counts
+    rows: _Rows = 0  # that it trains on; not said where privacy counts
     labels: list[str] = []
 
 
@@ -87,18 +92,18 @@ class Work(_Message):
 class Done(_Message):
     """What a client says of its work, beside the weights; only the time where privacy counts."""
 
-    rows: int = 1
+    rows: _Rows = 1
     loss: float | None = None  # on some of its held-out rows, with the weights as they came
-    score: float | None = None
+    score: _Score | None = None
     seconds: float
 
 
 class Judged(_Message):
     """What a client says of candidates, in their order, on its held-out rows."""
 
-    rows: int
+    rows: _Rows
     losses: list[float]
-    scores: list[float]
+    scores: list[_Score]
 
 
 class Personal(_Message):
@@ -109,9 +114,9 @@ class Personal(_Message):
         kept: whether that is its own.
     """
 
-    rows: int = 0
-    shared: float | None = None
-    own: float | None = None
+    rows: _Rows = 0
+    shared: _Score | None = None
+    own: _Score | None = None
     kept: bool = False
     seconds: float
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,13 +221,21 @@ class LatencyTable(Part):
             UserError: as `load` does.
         """
         name = Path(name)
-        shipped = (
-            resources.files("hwnas.latency_tables") / f"{name.name.removesuffix('.json')}.json"
-        )
-        if not name.exists() and len(name.parts) == 1 and shipped.is_file():
-            with resources.as_file(shipped) as path:
-                return cls.load(path)
+        if not name.exists() and len(name.parts) == 1 and _shipped(name.name).is_file():
+            return cls.shipped(name.name)
         return cls.load(name)
+
+    @classmethod
+    def shipped(cls, name: str) -> LatencyTable:
+        """The table that comes with hwnas under this name; no other file is looked at.
+
+        Raises:
+            UserError: there is none.
+        """
+        if Path(name).name != name or not _shipped(name).is_file():
+            raise UserError(f"no table {name!r} is shipped; hwnas tables list has those that are")
+        with resources.as_file(_shipped(name)) as path:
+            return cls.load(path)
 
     def doubts(self) -> list[str]:
         """Why the table may mislead on this machine, a line each; see `checks.doubts`."""
@@ -366,6 +375,10 @@ def json_schema() -> str:
     """The table's JSON Schema, as `latency_tables/latency-table.schema.json` holds it."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps(schema | LatencyTable.model_json_schema(), indent=1) + "\n"
+
+
+def _shipped(name: str) -> Traversable:
+    return resources.files("hwnas.latency_tables") / f"{name.removesuffix('.json')}.json"
 
 
 def _short(value: Any) -> str:

@@ -12,15 +12,18 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message
 from in_process import InProcess, run
 
-from hwnas.errors import HwnasError
+from hwnas.anatomy import find_shape
+from hwnas.errors import HwnasError, UserError
 from hwnas.federated.judging import server_rows
+from hwnas.federated.messages import OwnDevice
 from hwnas.federated.parts import Part
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server import Federation
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
+from hwnas.federated.tiers import own_device
 from hwnas.files import read_tensors
-from hwnas.models import load
+from hwnas.models import load, load_config
 from hwnas.tasks.predict import predict
 
 Make = Callable[..., FederatedRecipe]
@@ -191,6 +194,21 @@ def _mumbles(request: Message, reply: Message) -> Message:
     return reply
 
 
+def _cannot_be(request: Message, reply: Message) -> Message:
+    if request.metadata.message_type == "train":
+        text = '{"rows": 9, "loss": NaN, "seconds": 1.0}'
+        reply.content["json"] = ConfigRecord({"json": text})
+    return reply
+
+
+def _boasts(request: Message, reply: Message) -> Message:
+    """Of a score that no model can have."""
+    if request.metadata.message_type == "evaluate":
+        text = '{"rows": 9, "loss": 0.1, "score": 1e6, "seconds": 1.0}'
+        reply.content["json"] = ConfigRecord({"json": text})
+    return reply
+
+
 FAULTS = {
     "NaN": (_weights_changed(_not_a_number), "failed"),
     "shape": (_weights_changed(_another_shape), "failed"),
@@ -199,6 +217,7 @@ FAULTS = {
     "dies": (_dies, "late"),
     "error": (_fails, "failed"),
     "garbled": (_mumbles, "failed"),
+    "no loss": (_cannot_be, "failed"),
 }
 
 
@@ -216,6 +235,21 @@ def test_one_client_that_goes_wrong_costs_its_answer_only(
     line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
     assert (line["asked"], line["answered"]) == (4, 3)
     assert all(tensor.isfinite().all() for tensor in _weights(tmp_path / "run").values())
+
+
+def test_a_score_that_cannot_be_is_not_believed(make_recipe: Make, tmp_path: Path) -> None:
+    summary, _ = run(make_recipe(rounds=1), tmp_path / "run", faults={1: _boasts})
+    assert ("not judged", 1, "client-0001") in _events(tmp_path / "run")
+    assert all(-100 <= (tier.mean or 0) <= 100 for tier in summary.tiers)
+    line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
+    assert [c["client"] for c in line["clients"]] == ["client-0000", "client-0002", "client-0003"]
+
+
+def test_a_client_cannot_have_the_server_read_files(make_recipe: Make, tiny_table: Path) -> None:
+    shape = find_shape(load_config(make_recipe().model))
+    for name in (str(tiny_table), "/dev/zero", "../rows.jsonl"):
+        with pytest.raises(UserError, match=r"no table .* is shipped"):
+            own_device(OwnDevice(table=name), "own-mallory", shape)
 
 
 def test_a_slow_client_is_left_out_and_its_late_answer_dropped(
