@@ -12,7 +12,9 @@ What is protected is a client: whether it took part at all (`central`), or which
 A narrow part has fewer numbers, and is clipped to a norm in proportion to their root, so that a
 number of a small device's update counts as much as one of a large device's.
 
-Not protected: that a client exists, its tier, when it is there and how long it takes. Nothing else
+Not protected: that a client exists, its tier, when it is there and how long it takes; central:
+whoever sees whom the server asks gets no protection from the sampling. Noise is of floating-point
+numbers, from a generator that is seeded by the system and not made for cryptography. Nothing else
 that clients would say of their rows (labels, counts, losses, scores) is asked for.
 """
 

@@ -207,7 +207,10 @@ class Federation:
         """Choose which heads and neurons are the first ones in a round; here they stay."""
 
     def chosen(self, number: int) -> list[int]:
-        """Nodes that a round asks; drawn by the seed from those that are there."""
+        """Nodes that a round asks, drawn from those that are there.
+
+        By the seed, unless privacy rests on nobody's foretelling who is asked.
+        """
         nodes = self.roster.by_name(self.roster.clients)
         continual = self.recipe.continual
         if continual is not None:
@@ -215,11 +218,12 @@ class Federation:
             nodes = [n for i, n in enumerate(nodes) if is_there(continual, phase, i, everybody)]
         if not nodes:
             return []
-        rng = random.Random(f"{self.recipe.seed}/{number}/clients")
         private = self.recipe.privacy
         if private is not None and private.kind == "central":
-            # each by itself, as the account of privacy assumes
-            return [node for node in nodes if rng.random() < self.recipe.clients.share]
+            # each by itself and unforeseeably, as the account of privacy assumes
+            chance = random.SystemRandom()
+            return [node for node in nodes if chance.random() < self.recipe.clients.share]
+        rng = random.Random(f"{self.recipe.seed}/{number}/clients")
         picked = rng.sample(range(len(nodes)), self.recipe.asked(len(nodes)))
         return [nodes[i] for i in sorted(picked)]
 

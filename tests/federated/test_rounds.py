@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,15 +15,17 @@ from in_process import InProcess, run
 from hwnas.anatomy import find_shape
 from hwnas.errors import HwnasError, UserError
 from hwnas.federated.judging import server_rows
-from hwnas.federated.messages import OwnDevice
+from hwnas.federated.messages import Hello, OwnDevice
 from hwnas.federated.parts import Part
 from hwnas.federated.recipe import FederatedRecipe
+from hwnas.federated.roster import Roster
 from hwnas.federated.server import Federation
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
 from hwnas.federated.tiers import own_device
 from hwnas.files import read_tensors
 from hwnas.models import load, load_config
+from hwnas.rundir import RunDirectory
 from hwnas.tasks.predict import predict
 
 Make = Callable[..., FederatedRecipe]
@@ -362,6 +364,34 @@ def test_private_runs_say_nothing_of_rows_and_state_their_epsilon(
         assert answer.get("rows", 1) in (0, 1) and not answer.get("labels")
         assert answer.get("loss") is None and answer.get("score") is None
     assert all(tensor.isfinite().all() for tensor in _weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_only_without_central_privacy_can_it_be_foretold_who_is_asked(
+    private: bool, make_recipe: Make, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"clients": {"share": 0.5, "count": 8}}
+    if private:
+        changes |= {
+            "labels": ["negative", "neutral", "positive"],
+            "importance": "magnitude",
+            "aggregation": {"weigh": "clients"},
+            "evaluation": {"clients": False},
+            "privacy": {"kind": "central", "clip": 0.5, "noise": 2.0},
+        }
+    recipe = make_recipe(**changes)
+
+    def asked() -> list[list[int]]:
+        clients = {i: Hello(name=f"client-{i}", tier="large") for i in range(8)}
+        shape = find_shape(load_config(recipe.model))
+        directory = RunDirectory(tmp_path)
+        roster = Roster(cast("Any", None), recipe, directory, {}, shape, clients)
+        return [Federation(recipe, directory, roster).chosen(number) for number in range(1, 21)]
+
+    one, other = asked(), asked()
+    assert (one != other) == private
+    # 160 draws of a half: outside of this in one run of a hundred million
+    assert 44 < sum(map(len, one)) < 116
 
 
 def test_adapters_learn_beside_frozen_weights_that_are_never_sent(
