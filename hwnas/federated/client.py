@@ -230,22 +230,24 @@ class Client:
         trainee, before = self.trainee(work, content), arrays_of(content)
         nested = (within(own, Subnetwork.of(genome)) for genome in work.smaller)
         rows = self.encoded(work.labels, "train", work.phase)
-        if not len(rows):
-            raise IdleError(f"no rows of phase {work.phase}")
         private = self.recipe.privacy
+        if not len(rows) and private is None:
+            raise IdleError(f"no rows of phase {work.phase}")
         loss = None if private else self._judge(trainee.model, work.labels, _LOOK)[0]
         original = original_of(self.text, tuple(work.labels))
-        seconds = train_locally(
-            trainee,
-            original.tokenizer,
-            rows,
-            self.kind,
-            self.recipe.local,
-            smaller=[one for one in dict.fromkeys(nested) if one is not None],
-            steps=work.steps,
-            rate=work.rate,
-            seed=work.seed,
-        )
+        seconds = 0.0
+        if len(rows):  # where privacy counts, that there are none is not told
+            seconds = train_locally(
+                trainee,
+                original.tokenizer,
+                rows,
+                self.kind,
+                self.recipe.local,
+                smaller=[one for one in dict.fromkeys(nested) if one is not None],
+                steps=work.steps,
+                rate=work.rate,
+                seed=work.seed,
+            )
         part = part_of(self.text, tuple(work.labels), own)
         back = trainee.result(part)
         if private is None:

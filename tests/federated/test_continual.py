@@ -120,3 +120,29 @@ def test_a_client_without_rows_of_the_phase_is_idle(make_recipe: Make, tmp_path:
     summary, rounds = _run(recipe, tmp_path / "run")
     assert summary.events.get("idle", 0) > 0 and "failed" not in summary.events
     assert sum(one["asked"] - one["answered"] for one in rounds) == summary.events["idle"]
+
+
+@pytest.mark.parametrize("kind", ["central", "local"])
+def test_with_privacy_nobody_tells_that_it_has_no_rows_of_the_phase(
+    kind: str, make_recipe: Make, tmp_path: Path
+) -> None:
+    uneven = {"split": {"kind": "dirichlet", "alpha": 0.05}, "count": 6}
+    labels = ["0", "1", "2"]
+    recipe = make_recipe(
+        **CLASSES
+        | {
+            "clients": uneven,
+            "labels": labels,
+            "importance": "magnitude",
+            "aggregation": {"weigh": "clients"},
+            "privacy": {"kind": kind, "clip": 0.1, "noise": 0.1},
+        }
+    )
+    text = recipe.model_dump_json()
+    clients = [Client(text, Identity(f"client-{i:04}", partition=i)) for i in range(6)]
+    assert not all(
+        len(one.encoded(labels, "train", phase)) for one in clients for phase in range(3)
+    )
+    summary, rounds = _run(recipe, tmp_path / "run")
+    assert not {"idle", "failed"} & summary.events.keys()
+    assert [one["answered"] for one in rounds] == [one["asked"] for one in rounds] == [6, 6, 6]

@@ -345,7 +345,7 @@ def test_private_runs_say_nothing_of_rows_and_state_their_epsilon(
 ) -> None:
     recipe = make_recipe(
         rounds=1,
-        labels=["negative", "neutral", "positive"],
+        labels=["0", "1", "2"],
         importance="magnitude",
         aggregation={"weigh": "clients"},
         evaluation={"clients": False},
@@ -359,6 +359,9 @@ def test_private_runs_say_nothing_of_rows_and_state_their_epsilon(
 
     summary, _ = run(recipe, tmp_path / "run", faults=dict.fromkeys(range(4), listen))
     assert summary.epsilon is not None and summary.epsilon > 0 and summary.delta == 1e-3
+    assert summary.events == {"joined": 4}
+    line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
+    assert line["asked"] == line["answered"] == 4
     for text in said:
         answer = json.loads(text)
         assert answer.get("rows", 1) in (0, 1) and not answer.get("labels")
@@ -373,7 +376,7 @@ def test_only_without_central_privacy_can_it_be_foretold_who_is_asked(
     changes: dict[str, Any] = {"clients": {"share": 0.5, "count": 8}}
     if private:
         changes |= {
-            "labels": ["negative", "neutral", "positive"],
+            "labels": ["0", "1", "2"],
             "importance": "magnitude",
             "aggregation": {"weigh": "clients"},
             "evaluation": {"clients": False},
