@@ -38,7 +38,7 @@ def choose_structures(contest: Contest, budget: str) -> Selection:
     if not path.exists():
         found: dict[str, Selection] = {}
         refused: list[BudgetError] = []
-        for one in (contest, *map(contest.at, contest.deployments)):
+        for one in (contest, *contest.elsewhere):
             try:
                 target = str(one.deployment.target) if one.deployment else ""
                 found[target] = _selected(one, budget)

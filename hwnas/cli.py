@@ -21,6 +21,7 @@ from hwnas.cli_tables import tables
 from hwnas.console import Json, print_json, print_plain, print_rich, quiet
 from hwnas.errors import BudgetError, HwnasError
 from hwnas.processes import leading
+from hwnas.progress import warn
 
 if TYPE_CHECKING:
     from hwnas.recipe import Recipe
@@ -298,11 +299,14 @@ def plan(
         checkpointing=checkpointing or None,
         rank=rank,
     )
+    known = LatencyTable.find(table) if table else None
+    if table and known:
+        warn(table.name, known.doubts())
     made = make_plan(
         settings,
         load_config(settings.model),
         means=Means(parse_memory(memory) if memory else None, tflops, gpu),
-        table=LatencyTable.find(table) if table else None,
+        table=known,
     )
     if json:
         print_json(made)
@@ -344,6 +348,9 @@ for _command in (profile, export, evaluate, ask, federate):
     app.command()(_command)
 
 
+_STOPPED = 130  # exit code of who is stopped by Ctrl-C
+
+
 def main() -> None:
     """Run the command line; the process ends with the exit code."""
     try:
@@ -354,11 +361,14 @@ def main() -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         usage = f" (see {context.command_path} --help)" if context else ""
-        _say(error.format_message().replace("\n", " ") + usage)
+        said = error.format_message().replace("\n", " ")
+        if said:  # of no arguments at all, the help has been shown
+            _say(said + usage)
         code = 2
     except (click.Abort, KeyboardInterrupt):
+        code = _STOPPED
+    if code == _STOPPED:  # typer's answer to Ctrl-C as well
         _say("stopped; a run goes on with --out and --resume")
-        code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
 

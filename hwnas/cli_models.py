@@ -22,6 +22,7 @@ from hwnas.console import (
     quiet,
 )
 from hwnas.errors import BudgetError, UserError
+from hwnas.files import check_writable
 
 
 def profile(
@@ -46,6 +47,7 @@ def profile(
     from hwnas.latency import profile as measure
 
     parsed = Target.parse(target)
+    check_writable(out)
     quiet(json)
     table = measure(
         model, parsed, validate=validate, seed=seed, minutes=minutes, hidden=hidden or ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,10 +19,12 @@ from hwnas.console import (
     quiet,
 )
 from hwnas.errors import UserError
+from hwnas.files import check_writable
 from hwnas.progress import warn
 
 if TYPE_CHECKING:
     from hwnas.latency.table import LatencyTable
+    from hwnas.subnetwork import Subnetwork
 
 tables = typer.Typer(help="Latency tables: show them, predict from them.", no_args_is_help=True)
 
@@ -52,6 +54,8 @@ def tables_show(
     json: Json = False,
 ) -> None:
     """What a table holds, how well it predicts first."""
+    if html is not None:
+        check_writable(html)
     found = print_table(table, json)
     if html is not None:
         from hwnas.report.tables import write_page
@@ -88,7 +92,7 @@ def tables_predict(
     from hwnas.latency.table import LatencyTable
 
     loaded = LatencyTable.find(table)
-    wanted = _subnetwork(subnetwork)
+    wanted = _subnetwork(subnetwork, loaded)
     loaded.check_subnetwork(wanted)
     warn(table.name, loaded.doubts())
     ms = loaded.predictor().predict(wanted)
@@ -113,6 +117,8 @@ def tables_compare(
     from hwnas.latency.table import LatencyTable
 
     tables_of = [LatencyTable.find(path) for path in (first, second)]
+    for path, table in zip((first, second), tables_of, strict=True):
+        warn(path.name, table.doubts())
     found = compare(*tables_of)
     if json:
         print_plain([asdict(comparison) for comparison in found])
@@ -132,6 +138,7 @@ def tables_merge(
     from hwnas.latency.compare import merge
     from hwnas.latency.table import LatencyTable
 
+    check_writable(out)
     merge([LatencyTable.find(path) for path in parts]).save(out)
     print_table(out, json)
 
@@ -157,6 +164,7 @@ def tables_adapt(
 
     wanted = Target.parse(target) if target else None
     source = LatencyTable.find(table)
+    check_writable(out)
     quiet(json)
     adapt(source, model, wanted, validate=validate, seed=seed).save(out)
     print_table(out, json)
@@ -177,6 +185,7 @@ def tables_kit(
     from hwnas.latency.kit import write_kit
 
     parsed = Target.parse(target)
+    check_writable(out)
     quiet(False)
     write_kit(model, parsed, out, validate=validate, seed=seed)
     print(f"{out}: on the device, with numpy and openvino: python {out.name} --out result.json")
@@ -191,11 +200,13 @@ def tables_import(
     """The table of what a kit has measured."""
     from hwnas.latency.kit import table_from
 
+    check_writable(out)
     table_from(result).save(out)
     print_table(out, json)
 
 
-def _subnetwork(text: str) -> Any:
+def _subnetwork(text: str, table: LatencyTable) -> Subnetwork:
+    """What a genome or a model's folder says; that it is of the table's model."""
     from hwnas.subnetwork import Subnetwork
 
     if text.lstrip().startswith("["):
@@ -208,4 +219,11 @@ def _subnetwork(text: str) -> Any:
     from hwnas.anatomy import find_shape
     from hwnas.models import load
 
-    return Subnetwork.full(find_shape(load(Path(text)).config))
+    shape, own = find_shape(load(Path(text)).config), table.model.shape
+    if (shape.family, shape.head_size, shape.gated) != (own.family, own.head_size, own.gated):
+        raise UserError(
+            f"{text}: {shape.family} with heads of {shape.head_size}, the table is of a model of "
+            f"{own.family} with heads of {own.head_size}"
+        )
+    full = Subnetwork.full(shape)
+    return full if shape.hidden == own.hidden else full.narrowed(shape.hidden)

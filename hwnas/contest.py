@@ -7,13 +7,13 @@ widths compete with the best structure of fewer blocks. The largest budget is co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hwnas.clock import StructureClock
 from hwnas.elastic.supernet import SuperNetwork
-from hwnas.front_search import FrontSearch, Remembered, one_by_one
+from hwnas.front_search import FrontSearch, Remembered, Stop, one_by_one
 from hwnas.importance.scores import Importance
 from hwnas.inputs import Inputs
 from hwnas.judge import Judge
@@ -51,12 +51,18 @@ class Contest:
     first: Sequence[Subnetwork] = ()  # structures that a search of the front looks at first
     trains: bool = True  # whether finalists are trained; else they keep the network's weights
     stoppable: bool = False  # whether Ctrl-C ends such a search, and not the run
+    stop: Stop = field(default_factory=Stop)  # shared by all deployments
     deployments: Sequence[Deployment] = ()  # that compete with the target's own
     deployment: Deployment | None = None  # the one that is looked at; None: the target's own
 
     def at(self, deployment: Deployment) -> Contest:
         """The same contest at one of its other deployments, in milliseconds of the same clock."""
         return replace(self, table=deployment.table, deployments=(), deployment=deployment)
+
+    @cached_property
+    def elsewhere(self) -> list[Contest]:
+        """At all of its other deployments, each with one search for all budgets."""
+        return [self.at(deployment) for deployment in self.deployments]
 
     @property
     def deployment_name(self) -> str:
@@ -115,6 +121,7 @@ class Contest:
             deployment=self.deployment_name,
             allows=self.allows,
             within_size=self.within_limits if self.limits else None,
+            stop=self.stop,
         )
 
     def allows(self, subnetwork: Subnetwork) -> bool:

@@ -66,6 +66,10 @@ def deliver(
     """
     path, directory = inputs.path, inputs.directory
     if (path / "summary.json").exists():
+        if not (path / "report.html").exists():
+            from hwnas.report.html import write_report
+
+            write_report(path)
         return read_model(path / "summary.json", Summary)
     folders = {budget: _folder(inputs, budget) for budget in winners}
     targets = {budget: _target(inputs, winner) for budget, winner in winners.items()}

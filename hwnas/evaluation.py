@@ -137,9 +137,9 @@ class Reading:
             UserError: an unknown metric, or text columns that the kind of task has not.
         """
         kind = _named_kind(kind_name, config, where) if kind_name else kind_of(config, where)
-        chosen = metric or kind.metrics[0]
         names = _class_names(config, kind)
-        _check_metric(chosen, kind, len(names), where)
+        chosen = metric or next(m for m in kind.metrics if _fits(m, kind, names))
+        _check_metric(chosen, kind, names, where)
         columns = Columns(tuple(text or kind.columns[0]), label or kind.columns[1])
         most = max(2, len(kind.columns[0])) if kind.task == "text-classification" else None
         if isinstance(kind, WrittenTask):
@@ -222,13 +222,15 @@ def _class_names(config: Any, kind: Kind) -> list[str]:
     return []
 
 
-def _check_metric(metric: str, kind: Kind, classes: int, where: str) -> None:
+def _check_metric(metric: str, kind: Kind, names: Sequence[str], where: str) -> None:
     from hwnas.tasks.classification import check_classes
 
     if metric not in kind.metrics:
         raise UserError(f"metric {metric!r}: unknown; known: {', '.join(kind.metrics)}")
     if kind.task == "text-classification":
-        check_classes(metric, classes, where)
+        check_classes(metric, len(names), where)
+    elif not _fits(metric, kind, names):
+        raise UserError(f"metric {metric}: is of entities, B-… and I-…, and {where} has none")
 
 
 def _fits(metric: str, kind: Kind, names: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,6 +28,21 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
+def check_writable(path: Path) -> None:
+    """Find out whether a file can be written, before what is to be in it is made.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise UserError(f"{path}: {folder} is no folder; choose another --out")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot write in {folder}; choose another --out")
 
 
 def _remove(path: Path) -> None:
@@ -63,6 +78,8 @@ def replacing(path: Path) -> Iterator[Path]:
             path.rename(old)
             partial.rename(path)
             _remove(old)
+        elif path.is_dir() and not partial.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
         else:
             partial.replace(path)
     except HwnasError as error:
@@ -178,6 +195,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected a JSON file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -241,12 +260,32 @@ def validate(kind: type[Model], value: Any, where: str, *, strict: bool = False)
 def _unknown_key(kind: type[BaseModel], path: tuple[int | str, ...]) -> str:
     """What to say of a key that the model at that path does not have."""
     *parts, key = path
-    model: Any = kind
+    models, among = [kind], False
     for part in parts:
-        fields = getattr(model, "model_fields", {})
-        model = fields[part].annotation if part in fields else None
-    known = list(getattr(model, "model_fields", {}))
+        if among:  # a number or a key, of one among many
+            among = False
+            continue
+        found = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        if found:  # else it is the tag of a union
+            models = [model for annotation in found for model in _models_in(annotation)]
+            among = any(map(_holds_many, found))
+    known = list(dict.fromkeys(name for model in models for name in model.model_fields))
     alike = difflib.get_close_matches(str(key), known, n=1)
     if alike:
         return f"unknown key; did you mean {alike[0]!r}?"
     return f"unknown key; known are {', '.join(known)}" if known else "unknown key"
+
+
+def _holds_many(annotation: Any) -> bool:
+    """Whether a field holds a list or a dict of what its annotation names, if anything."""
+    origin = get_origin(annotation)
+    if isinstance(origin, type) and issubclass(origin, (list, tuple, dict)):
+        return True
+    return any(_holds_many(part) for part in get_args(annotation))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field's annotation names: `X`, `X | None`, `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]

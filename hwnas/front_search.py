@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from hwnas.errors import BudgetError
 from hwnas.judge import Judge
 from hwnas.latency.predictor import LatencyPredictor
+from hwnas.latency.target import Budget
 from hwnas.progress import bar
 from hwnas.rundir import RunDirectory
 from hwnas.search.evolution import Evaluated, finalists
@@ -29,6 +30,13 @@ from hwnas.summary import FRONT, Candidate
 BELOW = 0.8  # of the smallest budget, where the front begins
 _NEAR = 0.75  # of a missed budget, likewise
 _AGAIN = 0.25  # of the evaluations, that a correction takes
+
+
+@dataclass
+class Stop:
+    """Whether Ctrl-C has ended the search, at all deployments and residual widths of a run."""
+
+    wanted: bool = False
 
 
 @dataclass
@@ -51,16 +59,14 @@ class FrontSearch:
     # where size is limited: an additive predictor of latency and size together, for the searcher
     within_size: Callable[[LatencyPredictor, float, int], LatencyPredictor] | None = None
     evaluated: dict[Subnetwork, Evaluated] = field(default_factory=dict)
-    stopped: bool = False
     searched: bool = False
-    recorded: set[Subnetwork] = field(default_factory=set)  # in `candidates.jsonl`
+    stop: Stop = field(default_factory=Stop)
+    recorded: dict[Subnetwork, Candidate] = field(default_factory=dict)  # in `candidates.jsonl`
 
     def __post_init__(self) -> None:
-        lines = self.directory.lines("candidates.jsonl")
+        lines = map(Candidate.model_validate, self.directory.lines("candidates.jsonl"))
         self.recorded = {
-            Subnetwork.of(line["genome"])
-            for line in lines
-            if line.get("deployment", "") == self.deployment
+            Subnetwork.of(line.genome): line for line in lines if line.deployment == self.deployment
         }
 
     def proposer(self, budget: str) -> Proposer:
@@ -71,7 +77,8 @@ class FrontSearch:
         ) -> Iterable[Evaluated]:
             if not self.searched:
                 self._whole_front(predictor)
-            elif number > 1 and not self.stopped:
+                self._take_back()
+            elif number > 1 and not self.stop.wanted:
                 self._near(predictor, budget, budget_ms, number)
             pool = [
                 replace(c, predicted_ms=predictor.predict(c.subnetwork))
@@ -91,16 +98,9 @@ class FrontSearch:
 
     def _whole_front(self, predictor: LatencyPredictor) -> None:
         self.searched = True
-        for hidden, number in self._widths(predictor, max(self.aims), self.evaluations):
-            problem = FrontProblem.of(
-                self.space,
-                self.loss,
-                self._searched_by(predictor, max(self.aims), hidden),
-                self.judge.worst,
-                least_ms=BELOW * min(self.aims),
-                most_ms=max(self.aims),
-                aims=self.aims,
-            )
+        for hidden, number, problem in self._problems(
+            predictor, self.aims, BELOW, self.evaluations
+        ):
             searcher = self._searcher(problem, number, hidden, self.seed)
             if self.start:
                 searcher = _After([s for s in self.start if s.hidden == hidden], searcher)
@@ -110,18 +110,58 @@ class FrontSearch:
         self, predictor: LatencyPredictor, budget: str, budget_ms: float, number: int
     ) -> None:
         again = max(1, round(_AGAIN * self.evaluations))
-        for hidden, evaluations in self._widths(predictor, budget_ms, again):
-            problem = FrontProblem.of(
-                self.space,
-                self.loss,
-                self._searched_by(predictor, budget_ms, hidden),
-                self.judge.worst,
-                least_ms=_NEAR * budget_ms,
-                most_ms=budget_ms,
-                aims=(budget_ms,),
-            )
+        for hidden, evaluations, problem in self._problems(predictor, (budget_ms,), _NEAR, again):
             searcher = self._searcher(problem, evaluations, hidden, self.seed + number)
             self._search(problem, searcher, predictor, evaluations, hidden, budget, number)
+
+    def _take_back(self) -> None:
+        """What an earlier sitting evaluated for budgets that have their structures."""
+        for subnetwork, line in self.recorded.items():
+            if line.budget == FRONT or subnetwork in self.evaluated:
+                continue
+            folder = Budget.parse(line.budget).folder
+            if (self.directory.path / "selection" / f"{folder}.json").exists():
+                self.evaluated[subnetwork] = Evaluated(
+                    line.kind, subnetwork, line.signal, line.predicted_ms
+                )
+
+    def _problems(
+        self, predictor: LatencyPredictor, aims: Sequence[float], below: float, evaluations: int
+    ) -> Iterator[tuple[int, int, FrontProblem]]:
+        """Residual widths, each one's evaluations, and what is searched there.
+
+        Args:
+            aims: ms, that matter.
+            below: of the smallest of these, where the front begins.
+
+        Raises:
+            BudgetError: at no width anything is within budget and limits.
+        """
+        refused: list[BudgetError] = []
+        searched = False
+        for hidden, number in self._widths(predictor, max(aims), evaluations):
+            if self.stop.wanted:
+                break
+            try:
+                by = self._searched_by(predictor, max(aims), hidden)
+                # where all of it is faster than that, the largest counts
+                smallest = min(*aims, by.predict(self.space.largest))
+                problem = FrontProblem.of(
+                    self.space,
+                    self.loss,
+                    by,
+                    self.judge.worst,
+                    least_ms=below * smallest,
+                    most_ms=max(aims),
+                    aims=aims,
+                )
+            except BudgetError as error:
+                refused.append(error)
+                continue
+            searched = True
+            yield hidden, number, problem
+        if refused and not searched:
+            raise refused[0]
 
     def _searched_by(
         self, predictor: LatencyPredictor, most_ms: float, hidden: int
@@ -176,7 +216,6 @@ class FrontSearch:
                 advance(1)
                 self.evaluated.setdefault(found.subnetwork, found)
                 if found.subnetwork not in self.recorded:
-                    self.recorded.add(found.subnetwork)
                     line = Candidate(
                         budget=budget,
                         round=number,
@@ -186,6 +225,7 @@ class FrontSearch:
                         predicted_ms=predictor.predict(found.subnetwork),
                         deployment=self.deployment,
                     )
+                    self.recorded[found.subnetwork] = line
                     self.directory.append("candidates.jsonl", line.model_dump())
 
         with bar(f"search {budget}, round {number}", evaluations) as advance:
@@ -199,9 +239,9 @@ class FrontSearch:
                     record,
                 )
             except KeyboardInterrupt:
-                if not self.stoppable or not self.evaluated:
+                if not self.stoppable or not self.evaluated or self.stop.wanted:
                     raise
-                self.stopped = True
+                self.stop.wanted = True
                 print(
                     f"hwnas: search stopped; going on with the best of the {len(self.evaluated)} "
                     "structures that were looked at (Ctrl-C again ends it)",

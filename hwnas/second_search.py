@@ -11,12 +11,13 @@ Assumes one process: of several, none knows what the others have found.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import Field
 
+from hwnas.errors import BudgetError
 from hwnas.files import read_model, write_json
 from hwnas.latency.target import Budget
 from hwnas.processes import count
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hwnas.finalists import Winner
     from hwnas.inputs import Inputs
 
+T = TypeVar("T")
 FILE = "corrections.json"
 MISSED = "missed"
 
@@ -84,21 +86,42 @@ def set_aside(
     return True
 
 
-def bring_back(inputs: Inputs) -> bool:
-    """Put what was set aside back where nothing better was found; whether there was anything."""
-    found = False
-    for budget in read_corrections(inputs.path).budgets:
-        selection, *_ = places = _places(inputs.path, budget)
-        if selection[0].exists() or not selection[1].exists():
+def or_set_aside(inputs: Inputs, budgets: Sequence[str], find: Callable[[], T]) -> T:
+    """What is found; where nothing is within a budget, with what was set aside of it.
+
+    Args:
+        budgets: in the order in which `find` goes through them.
+
+    Raises:
+        BudgetError: nothing is found, and nothing of that budget was set aside.
+    """
+    while True:
+        try:
+            return find()
+        except BudgetError:
+            if not bring_back(inputs, budgets):
+                raise
+
+
+def bring_back(inputs: Inputs, budgets: Sequence[str]) -> bool:
+    """Put back what was set aside of the first budget without a selection, if it was; whether so.
+
+    Those after it have not been searched again yet.
+    """
+    for budget in budgets:
+        selection, *others = _places(inputs.path, budget)
+        if selection[0].exists():
             continue
-        found = True
-        for mine, kept in places:
+        if not selection[1].exists():
+            return False
+        for mine, kept in (*others, selection):  # the selection last: then all is there
             if mine.exists():
                 shutil.rmtree(mine) if mine.is_dir() else mine.unlink()
             if kept.exists():
                 _move(kept, mine)
         _forget(inputs, budget)
-    return found
+        return True
+    return False
 
 
 def _places(run: Path, budget: str) -> tuple[tuple[Path, Path], ...]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _CHUNK = 4096  # texts tokenized at a time
 _MODELS = ("WordPiece", "BPE", "Unigram")
 _PREFIXES = ("##", "▁", "Ġ")  # of pieces: inside a word, or at its beginning
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>$")  # what no other token has falls back to these
 
 
 class TrimReport(BaseModel):
@@ -200,7 +202,7 @@ def _needed(stored: dict[str, Any], seen: Collection[int]) -> set[int]:
         needed.add(model["unk_id"])
     elif model.get("unk_token") in tokens:
         needed.add(tokens[model["unk_token"]])
-    needed |= {number for token, number in tokens.items() if len(_bare(token)) <= 1}
+    needed |= {n for token, n in tokens.items() if len(_bare(token)) <= 1 or _BYTE.match(token)}
     if model["type"] == "BPE":
         needed |= {tokens[part] for part in _parts(model, [names[n] for n in needed])}
     return needed

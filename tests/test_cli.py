@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, BertForSequenceClassification
 
 from hwnas.cli import main
 
@@ -217,11 +218,49 @@ def test_a_table_s_doubts_are_said_where_it_is_used(
     hwnas: Run, tmp_path: Path, tiny_table: Path
 ) -> None:
     shutil.copy(tiny_table, tmp_path / "t.json")
-    for arguments in (["show", "t.json"], ["predict", "t.json", "[[1, 32]]"]):
+    for arguments in (
+        ["show", "t.json"],
+        ["predict", "t.json", "[[1, 32]]"],
+        ["compare", "t.json", "t.json"],
+    ):
         code, _, errors = hwnas("tables", *arguments)
         assert code == 0
         assert "warning: t.json: never checked" in errors
     refused(hwnas("tables", "predict", "t.json", "[[99, 32]]"), "block 0 has 99 heads")
+    for genome in ("[[-3, 32]]", "[[0, 32]]", "[[1, 0]]"):
+        said = "both are above 0, or both 0 where it is left out"
+        refused(hwnas("tables", "predict", "t.json", genome), said)
+
+
+def test_a_model_of_another_width_is_not_taken_for_the_tables(
+    hwnas: Run, tmp_path: Path, tiny_table: Path, tiny_config: BertConfig
+) -> None:
+    shutil.copy(tiny_table, tmp_path / "t.json")
+    wide = BertConfig(**tiny_config.to_dict() | {"hidden_size": 2 * tiny_config.hidden_size})
+    for name, config in (("same", tiny_config), ("wide", wide)):
+        BertForSequenceClassification(config).save_pretrained(tmp_path / name)
+    code, _, _ = hwnas("tables", "predict", "t.json", "same")
+    assert code == 0
+    refused(hwnas("tables", "predict", "t.json", "wide"), "the table is of a model of bert")
+
+
+def test_a_table_that_cannot_be_written_is_not_measured_for(
+    hwnas: Run, tmp_path: Path, tiny_table: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    shutil.copy(tiny_table, tmp_path / "t.json")
+    for arguments in (
+        ["profile", "nowhere/model"],  # found out before the model is looked for
+        ["tables", "adapt", "t.json", "nowhere/model"],
+        ["tables", "kit", "nowhere/model"],
+        ["tables", "merge", "t.json", "t.json"],
+    ):
+        refused(hwnas(*arguments, "--out", "folder"), "folder: is a folder; name a file")
+
+
+def test_a_command_alone_shows_its_help(hwnas: Run) -> None:
+    code, out, errors = hwnas("tables")
+    assert code == 2 and "predict" in out + errors and "hwnas:  (see" not in errors
 
 
 def test_tables_side_by_side_joined_and_drawn(hwnas: Run, tmp_path: Path, tiny_table: Path) -> None:

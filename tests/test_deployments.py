@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hwnas.recipe import Recipe, load_recipe
 from hwnas.report.records import read_lines
 from hwnas.report.text import served_at
 from hwnas.selection import Selection, TimedStructure, best_of
+from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Summary
 
 TARGET = "openvino:cpu:threads=1,batch=1,seq=32"
@@ -137,10 +139,15 @@ def test_candidates_of_all_deployments_are_on_one_clock(finished: tuple[Path, Su
     selection = read_model(out / "selection" / "80pct.json", Selection)
     reference = read_json(out / "table.json")["reference_ms"]
     assert all(s.measured_ms <= 0.8 * reference * 1.25 for s in selection.structures)
-    assert {t.deployment for t in selection.timed} == {
-        "",
-        *(a.target for a in read_model(out / "deployments.json", Anchors).anchors),
-    }
+    shares = {a.target: a.ratio for a in read_model(out / "deployments.json", Anchors).anchors}
+    assert {t.deployment for t in selection.timed} == {"", *shares}
+    lines = map(json.loads, (out / "measurements.jsonl").read_text().splitlines())
+    measured = {line["key"]: line["value"] for line in lines}
+    for timed in selection.timed:
+        name = name_of(Target.parse(timed.deployment), OWN) if timed.deployment else ""
+        kept = measured[f"{name} structure {Subnetwork.of(timed.genome)}".strip()]
+        share = shares.get(timed.deployment, 1.0)  # of the baseline's latency, the whole model's
+        assert timed.measured_ms == pytest.approx(kept["ratio"] * share * reference)
 
 
 @pytest.mark.slow  # a whole run at three deployments

@@ -7,11 +7,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from hwnas.errors import HwnasError, UserError
-from hwnas.files import copy_missing, filling, replacing, write_text
+from hwnas.files import (
+    check_writable,
+    copy_missing,
+    filling,
+    replacing,
+    validate,
+    write_text,
+)
 
 EXPORT = ("--target", "openvino:cpu:threads=1,batch=1,seq=16")
 
@@ -125,3 +134,42 @@ def test_what_is_missing_is_copied_and_nothing_else(tmp_path: Path) -> None:
     assert (folder / "note").read_text() == "ours"
     assert (folder / "model" / "weights").read_text() == "theirs"
     assert sorted(entry.name for entry in folder.iterdir()) == ["model", "note"]
+
+
+def test_where_a_file_cannot_be_written_is_said_before_it_is_made(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "table.json")
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        check_writable(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is no folder"):
+        check_writable(tmp_path / "file" / "table.json")
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        write_text(tmp_path, "table")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    budget: str = ""
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    plain: Inner = Inner()
+    maybe: Inner | None = None
+    several: tuple[Inner, ...] = ()
+    named: dict[str, Inner] = {}
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ({"plain": {"buget": ""}}, "plain.buget"),
+        ({"maybe": {"buget": ""}}, "maybe.buget"),
+        ({"several": [{}, {"buget": ""}]}, "several.1.buget"),
+        ({"named": {"budget": {"buget": ""}}}, "named.budget.buget"),
+    ],
+)
+def test_the_nearest_key_is_named_wherever_it_stands(value: Any, path: str) -> None:
+    with pytest.raises(UserError, match=rf"^here: {path}: unknown key; did you mean 'budget'\?"):
+        validate(Outer, value, where="here")

@@ -85,3 +85,16 @@ def test_stage_seconds_add_up(tmp_path):
     with pytest.raises(ZeroDivisionError), run.stage("supernet"):
         1 / 0  # noqa: B018
     assert set(run.seconds()) == {"search"}
+
+
+def test_what_is_noted_next_never_goes_on_a_line_cut_short(tmp_path):
+    run = RunDirectory.open(tmp_path / "run", Recipe(), resume=False)
+    with run.stage("one\u2028two"):
+        pass
+    run.close()
+    with open(tmp_path / "run" / "events.jsonl", "a") as file:
+        file.write('{"stage": "cut sho')
+    again = RunDirectory.open(tmp_path / "run", Recipe(), resume=True)
+    with again.stage("three"):
+        pass
+    assert set(again.seconds()) == {"one\u2028two", "three"}

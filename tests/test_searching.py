@@ -17,8 +17,10 @@ import pytest
 import yaml
 from optimum.intel import OVModelForSequenceClassification
 
+from hwnas.errors import BudgetError
 from hwnas.files import read_json, read_model, write_json
 from hwnas.front_search import FrontSearch, one_by_one
+from hwnas.latency.predictor import LatencyPredictor
 from hwnas.latency.table import LatencyTable
 from hwnas.models import load
 from hwnas.report.records import read_lines
@@ -214,6 +216,70 @@ def test_a_warm_start_looks_at_the_older_front_first(
     again.proposer("80%")(table.predictor(), 0.8 * table.reference_ms, 1)
     assert list(again.evaluated)[: len(best)] == best
     assert len(again.evaluated) == len(best) + 8
+
+
+def front_of(run: TrainedRun, folder: Path, aims: Sequence[float], **more: object) -> FrontSearch:
+    """A search of the front in this process."""
+    return FrontSearch(
+        space=run.space,
+        loss=run.scores.loss(),
+        judge=run.judge,
+        evaluate_all=one_by_one(lambda s: run.judge.of(run.network, s)),
+        directory=RunDirectory(folder),
+        algorithm="guided",
+        evaluations=8,
+        seed=0,
+        aims=aims,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_where_all_of_the_space_is_within_the_budget_the_largest_can_be_chosen(
+    trained: Path, tmp_path: Path
+) -> None:
+    run, table = TrainedRun.open(trained), LatencyTable.load(trained / "table.json")
+    budget = 5 * table.reference_ms
+    search = front_of(run, tmp_path, [budget])
+    found = list(search.proposer("500%")(table.predictor(), budget, 1))
+    assert run.space.largest in search.evaluated and found
+
+
+def test_a_width_at_which_nothing_is_allowed_does_not_end_the_search(
+    trained: Path, tmp_path: Path
+) -> None:
+    run, table = TrainedRun.open(trained), LatencyTable.load(trained / "table.json")
+    refused: list[int] = []
+
+    def within(predictor: LatencyPredictor, ms: float, hidden: int) -> LatencyPredictor:
+        if hidden == 0:
+            refused.append(hidden)
+            raise BudgetError("max_size_mb: nothing is so small")
+        return predictor
+
+    budget = 0.8 * table.reference_ms
+    alone = front_of(run, tmp_path, [budget], within_size=within)
+    with pytest.raises(BudgetError, match="nothing is so small"):
+        list(alone.proposer("80%")(table.predictor(), budget, 1))
+    assert refused == [0] and not alone.evaluated
+
+
+def test_a_resumed_search_has_what_earlier_budgets_looked_at(trained: Path, tmp_path: Path) -> None:
+    run, table = TrainedRun.open(trained), LatencyTable.load(trained / "table.json")
+    aims = [share * table.reference_ms for share in (0.85, 0.75)]
+    first = front_of(run, tmp_path, aims)
+    propose = first.proposer("85%")
+    propose(table.predictor(), aims[0], 1)
+    front_alone = set(first.evaluated)
+    propose(table.predictor(), aims[0], 2)
+    assert set(first.evaluated) > front_alone
+    first.directory.close()
+    for chosen in (False, True):  # whether 85 % had its structures when the search was killed
+        if chosen:
+            write_json(tmp_path / "selection" / "85pct.json", {})
+        again = front_of(run, tmp_path, aims)
+        again.proposer("75%")(table.predictor(), aims[1], 1)
+        again.directory.close()
+        assert set(again.evaluated) == (set(first.evaluated) if chosen else front_alone)
 
 
 @pytest.mark.parametrize(

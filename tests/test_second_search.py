@@ -20,17 +20,21 @@ from hwnas.second_search import Corrections
 from hwnas.summary import Summary
 
 
-def _slower(monkeypatch: pytest.MonkeyPatch, factors: dict[str, list[float]]) -> list[str]:
-    """Final files take so many times what they did, in turn; returns the budgets as they are timed.
+def _slower(
+    monkeypatch: pytest.MonkeyPatch, factors: dict[str, list[float]]
+) -> list[tuple[str, float]]:
+    """Final files take so many times what they did, in turn.
 
     The clock of the machine is not what is tested here, and cannot be made to miss at will.
+
+    Returns:
+        The budgets as they are timed, each with what its files really took of it.
     """
-    timed: list[str] = []
+    timed: list[tuple[str, float]] = []
     original = delivery.exceeded
 
     def exceeded(inputs: Any, budget: str, winners: Any) -> float:
-        timed.append(budget)
-        original(inputs, budget, winners)
+        timed.append((budget, original(inputs, budget, winners)))
         return factors[budget].pop(0) if factors.get(budget) else 0.9
 
     monkeypatch.setattr(delivery, "exceeded", exceeded)
@@ -51,7 +55,8 @@ def test_a_missed_budget_is_searched_again_below_itself(
     out = tmp_path / "run"
     summary = _run(tiny_recipe, tiny_trained, out)
     # the one that missed is not judged a second time here: the summary has the last word
-    assert timed == ["85%", "75%", "75%"]
+    assert [budget for budget, _ in timed] == ["85%", "75%", "75%"]
+    assert timed[2][1] == pytest.approx(summary.chosen[1].ratio / 0.75)
     found = read_model(out / "corrections.json", Corrections).budgets
     assert found.keys() == {"85%"} and found["85%"].factor == 1.6
     first, second = (
@@ -97,13 +102,13 @@ def test_a_search_that_trains_nothing_searches_again_too(
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["measure"]["tolerance"] = 0.05
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    _slower(monkeypatch, {"99%": [1.1]})
+    _slower(monkeypatch, {"99%": [1.5]})
     command = ["search", str(run), "--out", str(out), "--budget", "99%"]
     with suppress(BudgetError):  # what is found the second time may miss by the clock
         app([*command, "--evaluations", "12", "--workers", "1"], standalone_mode=False)
     assert read_model(out / "summary.json", Summary).chosen
     again = json.loads((out / "selection" / "99pct.json").read_text())["structures"]
-    below = 0.99 * LatencyTable.load(out / "table.json").reference_ms / 1.1
+    below = 0.99 * LatencyTable.load(out / "table.json").reference_ms / 1.5
     assert again and all(s["measured_ms"] <= (1 + 0.05 / 2) * below for s in again)
     assert (out / "missed" / "99pct" / "selection.json").is_file()
     assert (out / "missed" / "99pct" / "cut").is_dir()

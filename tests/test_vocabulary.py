@@ -22,6 +22,7 @@ from transformers import (
 from hwnas.errors import UserError
 from hwnas.models import load, load_model, load_tokenizer, model_folder
 from hwnas.vocabulary import (
+    _needed,
     _stored,
     _trimmed_tokenizer,
     check_trimmable,
@@ -278,3 +279,10 @@ def test_smollm2_answers_with_few_of_its_words(smollm2_tokenizer: Any, tmp_path:
     with torch.inference_mode():
         answer = again.generate(mine, max_new_tokens=16, do_sample=False)[0]
     assert reads.decode(answer) == tokenizer.decode(said)
+
+
+def test_bytes_that_rare_letters_fall_back_to_are_kept() -> None:
+    vocabulary = {"<unk>": 0, "<0x0A>": 1, "<0xFF>": 2, "▁hello": 3, "▁": 4, "<0xZZ>": 5}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>"}
+    stored = {"model": model | {"byte_fallback": True}, "added_tokens": []}
+    assert _needed(stored, set()) == {0, 1, 2, 4}

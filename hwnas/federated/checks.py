@@ -13,6 +13,7 @@ from hwnas.latency.runtimes import require
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.target import Target
 from hwnas.models import load_config
+from hwnas.progress import warn
 
 
 def check(recipe: FederatedRecipe) -> None:
@@ -33,6 +34,7 @@ def check(recipe: FederatedRecipe) -> None:
                 table.check_target(target)
             except UserError as error:
                 raise UserError(f"tiers: {tier.name}: {error}") from None
+            warn(f"tiers: {tier.name}", table.doubts())
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and recipe.length > longest:
         raise UserError(

@@ -6,6 +6,7 @@ whoever is at the other end may send anything.
 
 from __future__ import annotations
 
+import zipfile
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +29,9 @@ _JSON = "json"
 _METRICS = "metrics"
 _MOST = 100.01  # of a metric, which is times 100; some are rounded
 
+# what reading arrays that somebody has made up may raise
+UNREADABLE = (ValueError, TypeError, EOFError, OSError, MemoryError, zipfile.BadZipFile)
+
 Said = TypeVar("Said", bound=BaseModel)
 
 
@@ -43,7 +47,7 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-_Rows = Annotated[int, Field(ge=0)]
+_Rows = Annotated[int, Field(ge=0, lt=2**31)]
 _Score = Annotated[float, Field(ge=-_MOST, le=_MOST)]
 
 
@@ -184,7 +188,7 @@ def arrays_of(content: RecordDict, name: str = ARRAYS) -> Tensors:
         raise GarbledError("the message holds no weights")
     try:
         return dict(record.to_torch_state_dict())
-    except (ValueError, TypeError, EOFError) as error:
+    except UNREADABLE as error:
         raise GarbledError(f"its weights cannot be read: {error}") from None
 
 

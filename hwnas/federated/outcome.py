@@ -88,6 +88,6 @@ def finish(
 
 def _predicted(roster: Roster, tier: Tier, model: Tier) -> float:
     """What a model takes on a tier's device, by its table."""
-    if model.name == tier.name:
+    if model.name == tier.name or tier.name not in roster.devices:
         return tier.predicted_ms
     return roster.devices[tier.name].table.predictor().predict(model.subnetwork)

@@ -113,6 +113,9 @@ class Part:
             if piece.local not in arrays:
                 raise UnfitError(f"tensor {piece.local} is missing")
             tensor = arrays[piece.local]
+            if not tensor.is_floating_point():
+                raise UnfitError(f"tensor {piece.local} is of {tensor.dtype}, not of numbers")
+            tensor = tensor.float()  # in which the server adds it up
             if tuple(tensor.shape) != piece.shape:
                 raise UnfitError(
                     f"tensor {piece.local} has shape {list(tensor.shape)}, {list(piece.shape)} "

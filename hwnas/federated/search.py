@@ -61,7 +61,9 @@ def search(roster: Roster, state: ServerState) -> bool:
     changed = False
     trained = dict(state.tiers)
     for name, tier in trained.items():
-        device = roster.devices[name]
+        device = roster.devices.get(name)
+        if device is None:  # a client's own, which has not come back
+            continue
         found = [Proposal(OWN, tier.subnetwork)]
         found += proposals(device, state, widest_of(state, trained, tier), spec.candidates)
         if len(found) == 1:

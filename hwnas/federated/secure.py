@@ -26,7 +26,7 @@ import torch
 
 from hwnas.errors import HwnasError, UserError
 from hwnas.federated.exchange import Answer, Request
-from hwnas.federated.messages import Done, GarbledError, unpack
+from hwnas.federated.messages import UNREADABLE, Done, GarbledError, unpack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,8 +59,12 @@ def masking(recipe_of: Callable[[Context], SecureSpec | None]) -> Any:
         from flwr.client.mod import secaggplus_mod
         from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
 
-        if message.metadata.message_type != "train" or (spec := recipe_of(context)) is None:
+        kind = message.metadata.message_type
+        # Flower takes `train.default` for the same, and its mod lets that pass as it is
+        if kind.partition(".")[0] != "train" or (spec := recipe_of(context)) is None:
             return call_next(message, context)
+        if kind != "train":
+            raise UserError(f"secure: the server asks for {kind}, an update that is not masked")
         asked = message.content.config_records.get(RECORD_KEY_CONFIGS)
         if asked is None:
             raise UserError("secure: the server asks for an update that is not masked")
@@ -297,7 +301,7 @@ class Group:
                     array.dtype.kind != "i" for array in arrays
                 ):
                     raise GarbledError("its masked update is not of the part it was asked for")
-            except (HwnasError, ValueError, TypeError, EOFError) as error:
+            except (HwnasError, *UNREADABLE) as error:
                 self._left(node, str(error))
                 continue
             self.up += sum(map(len, sent))
@@ -340,7 +344,12 @@ class Group:
             self.roster.event("too few", self.number, why="shares to undo a secure sum's masks")
             return False
         for node in needed:
-            secret = combine_shares(shares[node])
+            try:
+                secret = combine_shares(shares[node])
+            except (ValueError, TypeError, IndexError) as error:
+                why = f"shares that make no secret ({error})"
+                self.roster.event("too few", self.number, why=why)
+                return False
             if node in stayed:
                 self._take(total, secret, -1)
                 continue

@@ -236,7 +236,11 @@ class Federation:
             state=state,
             number=number,
             nodes=nodes,
-            trained={name: self.grown(state, tier, number) for name, tier in state.tiers.items()},
+            trained={
+                name: self.grown(state, tier, number)
+                for name, tier in state.tiers.items()
+                if name in self.roster.devices  # else its client has not come back yet
+            },
             work=lambda hello: self.work(state, hello, number),
             steps_of=lambda hello: self.steps_of(state, state.tiers[hello.tier]),
         )

@@ -89,17 +89,17 @@ def tables_of(
 ) -> dict[str, LatencyTable]:
     """Every tier's latency table: given, or measured here and kept in `folder`; by the tier's name.
 
-    Tiers with one target share a measured table.
+    Tiers of one target that are given none share a measured one.
 
     Raises:
         UserError: a given table cannot be read, or is of another model or target.
     """
     from hwnas.latency.profiling import profile
 
-    measured: dict[str, Path] = {}
+    kept: dict[tuple[str, str | None], Path] = {}
     found = {}
     for tier in recipe.tiers:
-        path = measured.setdefault(tier.target, folder / f"{tier.name}.json")
+        path = kept.setdefault((tier.target, tier.table), folder / f"{tier.name}.json")
         if path.exists():
             found[tier.name] = LatencyTable.load(path)
             continue
@@ -274,8 +274,8 @@ def own_device(said: OwnDevice, name: str, shape: Shape) -> Device:
     if said.table.lstrip().startswith("{"):
         try:
             value = json.loads(said.table)
-        except json.JSONDecodeError as error:
-            raise UserError(f"its latency table is not valid JSON: {error.msg}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"its latency table is not valid JSON: {error}") from None
         table = validate(LatencyTable, value, where="its latency table")
     else:
         # by its name only: a client says which of our files is read

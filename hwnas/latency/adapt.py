@@ -19,6 +19,7 @@ import numpy as np
 from hwnas.anatomy import find_shape
 from hwnas.errors import UserError
 from hwnas.latency.graphs import builder
+from hwnas.latency.measure import clock_of
 from hwnas.latency.parts import (
     Adaptation,
     AtLength,
@@ -26,11 +27,12 @@ from hwnas.latency.parts import (
     Machine,
     Milliseconds,
     Narrower,
+    Protocol,
 )
 from hwnas.latency.pinning import pinned
 from hwnas.latency.plan import Plan
 from hwnas.latency.predictor import LatencyPredictor
-from hwnas.latency.profiling import check_phase, config_of
+from hwnas.latency.profiling import check_phase, config_of, quantiles_of
 from hwnas.latency.session import COMPILATIONS, PAIRS_EACH, Measurement, Stopwatch, check
 from hwnas.latency.table import LatencyTable, stated_reference
 from hwnas.latency.target import Target
@@ -97,7 +99,14 @@ def adapt(
         with bar("check the table", 2 * len(plan.unseen)) as advance:
             unseen = check(plan, stopwatch, advance)
     adapted = scaled_table(table, measured, wanted, machine, seconds)
-    return validated(adapted, plan, unseen, [length.reference_ms for length in adapted.lengths])
+    beside = [length.reference_ms for length in adapted.lengths]
+    found = validated(adapted, plan, unseen, beside)
+    if found.interval_90 is None or found.validation is None:
+        return found
+    # scaling adds an error of its own, which so few networks bound from below only
+    off = [abs(row.measured_ms / row.predicted_ms - 1) for row in found.validation.rows]
+    wider = adapted.model_copy(update={"interval_90": max(found.interval_90, *off)})
+    return validated(wider, plan, unseen, beside)
 
 
 def telling_networks(plan: Plan) -> list[Subnetwork]:
@@ -139,7 +148,8 @@ def scaled_table(
         }
         factors = fit_factors(table.predictor_at(length.tokens), networks)
         found.append(factors)
-        lengths.append(length.model_copy(update={"reference_ms": ms}))
+        update = {"reference_ms": ms, "quantiles": quantiles_of(measured, point, target)}
+        lengths.append(length.model_copy(update=update))
         at = (target.axis, length.tokens)
         entries += _scaled_entries(table.entries, at, factors, ms)
         for part in table.narrower:
@@ -158,8 +168,14 @@ def scaled_table(
         "target": str(target),
         "device": machine.device,
         "versions": machine.versions,
-        "protocol": table.protocol.model_copy(
-            update={"warnings": machine.warnings, "seconds": max(seconds, 1e-3)}
+        "protocol": Protocol(
+            pairs=2 * PAIRS_EACH,
+            networks=len(measured),
+            clock="process" if clock_of(target) is time.process_time else "wall",
+            reference="the full model with random weights, several compilations in turns",
+            spread=float(np.median([p.ratio_spread / p.ratio for m in measured for p in m.points])),
+            seconds=max(seconds, 1e-3),
+            warnings=machine.warnings,
         ),
         "lengths": tuple(lengths),
         "entries": tuple(entries),
@@ -220,7 +236,8 @@ def _parts(predictor: LatencyPredictor, subnetwork: Subnetwork) -> tuple[float, 
 
 
 def _check_lengths(table: LatencyTable, target: Target) -> None:
-    theirs = Target.parse(table.target)
+    # as text, for shares are rounded there
+    theirs, target = Target.parse(table.target), Target.parse(str(target))
     if (theirs.axis, theirs.lengths, theirs.statistic) != (
         target.axis,
         target.lengths,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hwnas.errors import UserError
+from hwnas.files import validate
 from hwnas.latency.parts import (
     AtLength,
     Entry,
@@ -172,9 +173,8 @@ def merge(tables: Sequence[LatencyTable]) -> LatencyTable:
             "validation": None,
         }
     )
-    return LatencyTable.model_validate(
-        joined.model_dump() | {"reference_ms": stated_reference(lengths, target)}
-    )
+    value = joined.model_dump() | {"reference_ms": stated_reference(lengths, target)}
+    return validate(LatencyTable, value, where="merge")
 
 
 def _check_alike(first: LatencyTable, table: LatencyTable, number: int) -> None:

@@ -40,14 +40,24 @@ def main() -> int:
         return 2
     from hwnas.errors import HwnasError
 
+    if args.out.is_dir():
+        print(f"hwnas kit: --out {args.out}: is a folder; name a file", file=sys.stderr)
+        return 2
+    partial = args.out.with_name(f".{args.out.name}.partial-{os.getpid()}")
+    try:  # before measuring takes its minutes
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        print(f"hwnas kit: --out {args.out}: {error.strerror}", file=sys.stderr)
+        return 2
     try:
-        result = _measure(kit, args.minutes)
+        partial.write_text(json.dumps(_measure(kit, args.minutes)), encoding="utf-8")
+        partial.replace(args.out)
     except HwnasError as error:
         print(f"hwnas kit: {error}", file=sys.stderr)
         return 2
-    partial = args.out.with_name(f".{args.out.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    partial.replace(args.out)
+    finally:
+        partial.unlink(missing_ok=True)
     print(f"{args.out}: bring it back, and run: hwnas tables import {args.out.name} --out TABLE")
     return 0
 

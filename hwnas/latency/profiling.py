@@ -118,7 +118,7 @@ def table_of(
             tokens=length.tokens,
             share=length.share,
             reference_ms=float(full_ms[i]),
-            quantiles=None if target.statistic == "median" else _quantiles(fitted, i),
+            quantiles=quantiles_of(fitted, i, target),
         )
         for i, length in enumerate(target.lengths)
     )
@@ -201,8 +201,15 @@ def _interval(plan: Plan, found: Fit, beside: Sequence[float], target: Target) -
     return interval_90(left_out @ weights, found.off @ weights, found.parts)
 
 
-def _quantiles(fitted: Sequence[Measurement], point: int) -> dict[str, float]:
-    """Of the time of single inferences, as shares of their network's median, of all networks."""
+def quantiles_of(
+    fitted: Sequence[Measurement], point: int, target: Target
+) -> dict[str, float] | None:
+    """Of the time of single inferences, as shares of their network's median, of all networks.
+
+    None where the target's statistic is the median.
+    """
+    if target.statistic == "median":
+        return None
     times = [np.array(m.points[point].times) for m in fitted]
     relative = [list(t / np.median(t)) for t in times]
     return {str(q): quantile(relative, [1.0] * len(relative), q) for q in _QUANTILES}

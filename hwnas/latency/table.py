@@ -84,6 +84,8 @@ class LatencyTable(Part):
     @classmethod
     def _known_target(cls, target: str) -> str:
         try:
+            if "=p:" in target:  # a table holds numbers; whose file that is, nobody knows
+                raise UserError(f"target {target!r}: lengths of a file; a table has numbers")
             return str(Target.parse(target))
         except UserError as error:
             raise ValueError(str(error)) from None
@@ -266,6 +268,11 @@ class LatencyTable(Part):
                 f"has {blocks}"
             )
         for number, block in enumerate(subnetwork.blocks):
+            if min(block) < 0 or (block.heads > 0) != (block.ffn > 0):
+                raise UserError(
+                    f"subnetwork {subnetwork}: block {number} has {block.heads} heads and FFN "
+                    f"{block.ffn}; both are above 0, or both 0 where it is left out"
+                )
             if block.heads > most[0] or block.ffn > most[1]:
                 raise UserError(
                     f"subnetwork {subnetwork}: block {number} has {block.heads} heads and FFN "

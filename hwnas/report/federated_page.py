@@ -70,7 +70,8 @@ def _own(summary: FederatedSummary) -> dict[str, float] | None:
 def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # not by all that Unicode takes for the end of a line, which a client's name may hold
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _svg(drawn: str) -> Any:

@@ -337,10 +337,12 @@ def _index(
         raise UserError(f"{where}: no answer in column {column!r}; remove the row or fill it")
     if isinstance(value, bool):
         value = str(value).lower()
-    for known in (names, texts):
-        if str(value) in known:
-            return list(known).index(str(value))
     number = int(value) if isinstance(value, int) or str(value).isdecimal() else -1
+    if str(value) in names:
+        return list(names).index(str(value))
+    # a number that is no text counts, even where the choices are numbers
+    if str(value) in texts and not (isinstance(value, int) and 0 <= number < len(texts)):
+        return list(texts).index(str(value))
     if texts and 0 <= number < len(texts):
         return number
     raise UserError(f"{where}: answer {value!r} is none of: {', '.join(texts or names)}")

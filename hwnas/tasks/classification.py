@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -94,9 +95,22 @@ def check_classes(metric: str, classes: int, source: str) -> None:
 
 
 def ordered(names: set[str]) -> list[str]:
-    """Names of classes in order, numbers by their value."""
-    numeric = all(name.removeprefix("-").isdecimal() for name in names)
-    return sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
+    """Names of classes in order, numbers by their value.
+
+    Of two, that which is not the other comes first (`not_equivalent`, `equivalent`): F1 is of the
+    second, and GLUE's of MRPC and QQP of what is equivalent and a duplicate.
+    """
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    if len(names) == 2:
+        return sorted(names, key=lambda name: (_denied(name) not in names, name))
+    return sorted(names)
+
+
+def _denied(name: str) -> str | None:
+    """What a class's name says that it is not."""
+    found = re.fullmatch(r"(?:not|non)[ _-](.+)", name, re.IGNORECASE)
+    return found[1] if found else None
 
 
 def _class_of(value: Any, name: str, where: str) -> str:

@@ -94,6 +94,13 @@ def _kind_name(spec: Mapping[str, Any]) -> KindName:
     return stated or (found.kind if found else "classification")
 
 
+def _text(value: Any) -> Any:
+    """A number or a truth as it is written in rows."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
 class TaskSpec(BaseModel):
     """A task: where its rows are, of which kind they are, and what counts.
 
@@ -152,7 +159,10 @@ class TaskSpec(BaseModel):
     @field_validator("choices", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        return {name: name for name in value} if isinstance(value, list) else value
+        if isinstance(value, list):
+            value = {name: name for name in value}
+        # YAML reads `0: bad` and `yes: good` as a number and a truth, rows have them as text
+        return {_text(k): _text(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     @field_validator("choices")
     @classmethod

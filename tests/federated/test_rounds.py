@@ -22,7 +22,7 @@ from hwnas.federated.roster import Roster
 from hwnas.federated.server import Federation
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
-from hwnas.federated.tiers import own_device
+from hwnas.federated.tiers import own_device, tables_of
 from hwnas.files import read_tensors
 from hwnas.models import load, load_config
 from hwnas.rundir import RunDirectory
@@ -196,19 +196,34 @@ def _mumbles(request: Message, reply: Message) -> Message:
     return reply
 
 
-def _cannot_be(request: Message, reply: Message) -> Message:
-    if request.metadata.message_type == "train":
-        text = '{"rows": 9, "loss": NaN, "seconds": 1.0}'
-        reply.content["json"] = ConfigRecord({"json": text})
-    return reply
-
-
 def _boasts(request: Message, reply: Message) -> Message:
     """Of a score that no model can have."""
     if request.metadata.message_type == "evaluate":
         text = '{"rows": 9, "loss": 0.1, "score": 1e6, "seconds": 1.0}'
         reply.content["json"] = ConfigRecord({"json": text})
     return reply
+
+
+def _said(text: str) -> Any:
+    """A client that says this in place of what it has done."""
+
+    def fault(request: Message, reply: Message) -> Message:
+        if request.metadata.message_type == "train":
+            reply.content["json"] = ConfigRecord({"json": text})
+        return reply
+
+    return fault
+
+
+def _truths(arrays: Weights) -> None:
+    name = next(iter(arrays))
+    arrays[name] = arrays[name] > 0
+
+
+def _beyond(arrays: Weights) -> None:
+    """Finite, but not where the server adds it up."""
+    name = next(iter(arrays))
+    arrays[name] = torch.full(arrays[name].shape, 1e300, dtype=torch.float64)
 
 
 FAULTS = {
@@ -219,7 +234,10 @@ FAULTS = {
     "dies": (_dies, "late"),
     "error": (_fails, "failed"),
     "garbled": (_mumbles, "failed"),
-    "no loss": (_cannot_be, "failed"),
+    "no loss": (_said('{"rows": 9, "loss": NaN, "seconds": 1.0}'), "failed"),
+    "many rows": (_said('{"rows": 1' + 400 * "0" + ', "seconds": 1.0}'), "failed"),
+    "truths": (_weights_changed(_truths), "failed"),
+    "beyond": (_weights_changed(_beyond), "failed"),
 }
 
 
@@ -252,6 +270,13 @@ def test_a_client_cannot_have_the_server_read_files(make_recipe: Make, tiny_tabl
     for name in (str(tiny_table), "/dev/zero", "../rows.jsonl"):
         with pytest.raises(UserError, match=r"no table .* is shipped"):
             own_device(OwnDevice(table=name), "own-mallory", shape)
+    told = json.loads(tiny_table.read_text()) | {"target": "openvino:cpu:seq=p:/dev/zero"}
+    with pytest.raises(UserError, match="a table has numbers"):
+        own_device(OwnDevice(table=json.dumps(told)), "own-mallory", shape)
+    with pytest.raises(UserError, match="its latency table: model: Field required"):
+        own_device(OwnDevice(table=json.dumps({"target": told["target"]})), "own-mallory", shape)
+    with pytest.raises(UserError, match="not valid JSON"):
+        own_device(OwnDevice(table='{"a":' * 100_000), "own-mallory", shape)
 
 
 def test_a_slow_client_is_left_out_and_its_late_answer_dropped(
@@ -496,3 +521,16 @@ def test_clients_bring_their_own_tables(
     assert small.params < own.params < large.params
     line = json.loads((out / "rounds.jsonl").read_text())
     assert line["answered"] == line["asked"] == 2
+
+
+def test_tiers_of_one_target_have_each_its_own_given_table(
+    make_recipe: Make, tiny_table: Path, tmp_path: Path
+) -> None:
+    told = json.loads(tiny_table.read_text())
+    told["device"]["cpu"] = "a phone"
+    (tmp_path / "phone.json").write_text(json.dumps(told))
+    large, small = make_recipe().model_dump(mode="json")["tiers"]
+    recipe = make_recipe(tiers=[large, small | {"table": str(tmp_path / "phone.json")}])
+    for _ in range(2):  # measured or read, and again when a run goes on
+        found = tables_of(recipe, load_config(recipe.model), tmp_path / "tables")
+        assert found["small"].device.cpu == "a phone" != found["large"].device.cpu

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common import bytes_to_ndarray
 from in_process import InProcess, run
 
+from hwnas.errors import UserError
 from hwnas.federated.client import client_app
-from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.secure import LEVELS, MODULUS
+from hwnas.federated.recipe import FederatedRecipe, SecureSpec
+from hwnas.federated.secure import LEVELS, MODULUS, masking
 from hwnas.federated.server import federate
 from hwnas.files import read_tensors
 
@@ -274,3 +275,21 @@ def test_masked_arrays_are_no_weights(make_recipe: Make) -> None:
     content = maskable(pack(Done(seconds=0.0)), [torch.ones(2)], 3)
     assert ARRAYS not in content.array_records
     assert isinstance(content.array_records["fitres.parameters"], ArrayRecord)
+
+
+def test_no_other_name_of_training_gets_an_update_that_is_not_masked() -> None:
+    spec = SecureSpec()
+    mod = masking(lambda _: spec)
+    asked: list[Message] = []
+
+    def answer(message: Message, context: Any) -> Message:
+        asked.append(message)
+        return message
+
+    for kind in ("train", "train.default", "train.other"):
+        message = Message(content=RecordDict(), dst_node_id=1, message_type=kind)
+        with pytest.raises(UserError, match="not masked"):
+            mod(message, cast("Any", None), answer)
+    assert not asked
+    mod(Message(content=RecordDict(), dst_node_id=1, message_type="evaluate"), None, answer)
+    assert len(asked) == 1

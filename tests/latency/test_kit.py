@@ -30,7 +30,14 @@ sys.meta_path.insert(0, Refuse())
 assert "torch" not in sys.modules and "pydantic" not in sys.modules
 sys.argv = sys.argv[1:]
 sys.path = [entry for entry in sys.path if "work" not in entry or "site-packages" in entry]
-runpy.run_path(sys.argv[0], run_name="__main__")
+# of an editable installation, which would find what the kit lacks
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    own = [module for name, module in sys.modules.items() if name.partition(".")[0] == "hwnas"]
+    strangers = [m.__file__ for m in own if m.__file__ and not m.__file__.startswith(sys.argv[0])]
+    assert not strangers, strangers
 """
 
 

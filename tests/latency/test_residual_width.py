@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from samples import TARGET, TINY, TINY_LLAMA
+from test_graphs import openvino_operations
 
 from hwnas.errors import UserError
+from hwnas.latency import graphs
 from hwnas.latency.adapt import scaled_table
 from hwnas.latency.compare import merge
-from hwnas.latency.graphs import builder
+from hwnas.latency.graphs import builder, exported_graph, random_model
 from hwnas.latency.parts import Machine
 from hwnas.latency.profiling import profile
 from hwnas.latency.table import LatencyTable
@@ -77,12 +80,16 @@ def test_joined_and_scaled_tables_keep_it(table: LatencyTable) -> None:
         merge([table, table.at_hidden(0)])
 
 
-def test_graphs_follow_the_residual_width() -> None:
+def test_graphs_follow_the_residual_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """The very sizes that a real export of that width has."""
+    built: list[Any] = []
+    monkeypatch.setattr(graphs, "openvino_inferences", lambda graph, *_: built.append(graph))
     build = builder(TINY, TARGET)
-    ((narrow,),) = build(FULL.narrowed(16), 1)
-    ((full,),) = build(FULL, 1)
-    assert narrow() is not None and full() is not None
+    build(FULL.narrowed(16), 1)
+    build(FULL, 1)
+    narrow, full = map(openvino_operations, built)
+    real = exported_graph(random_model(TINY, FULL.narrowed(16)), TARGET)
+    assert narrow == openvino_operations(real) != full
 
 
 def test_adapted_costs_follow(table: LatencyTable) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from pydantic import ValidationError
 from tiny_models import DECODERS, make_model
 
 from hwnas.errors import UserError
 from hwnas.models import load, load_tokenizer, model_folder
-from hwnas.tasks.choice import Choice
+from hwnas.tasks.choice import Choice, _index
 from hwnas.tasks.generation import exact_match, go_on, last_number, score_written
 from hwnas.tasks.instruction import Instruction
 from hwnas.tasks.kinds import WRITTEN, encode_training, kind_named
@@ -429,3 +430,25 @@ def test_commonsense_is_read(name: str, shared_data: Path) -> None:
     assert counts <= ({2} if name == "boolq" else {3, 4, 5})
     assert all(text.endswith("\nAnswer:") for text in task.test["text"])
     assert not any("nswer1" in text for text in task.test["text"])
+
+
+def test_choices_may_be_what_yaml_takes_for_numbers_and_truths() -> None:
+    given = yaml.safe_load("{0: bad, 1: good}")
+    assert TaskSpec(data="rows.jsonl", kind="choice", choices=given).choices == {
+        "0": "bad",
+        "1": "good",
+    }
+    given = yaml.safe_load("[no, yes]")
+    spec = TaskSpec(data="rows.jsonl", kind="choice", choices=given)
+    assert spec.choices == {"false": "false", "true": "true"}
+
+
+def test_a_number_is_an_index_even_where_the_choices_are_numbers() -> None:
+    texts, letters = ["1", "2", "3"], ["A", "B", "C"]
+    assert [_index(value, letters, "answer", "row 1", texts) for value in (2, "2", "C", 0)] == [
+        2,  # an index
+        1,  # a text
+        2,
+        0,
+    ]
+    assert _index(2, ["1", "2", "3"], "answer", "row 1", ["x", "y", "z"]) == 1  # a name
