@@ -23,6 +23,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hwnas.anatomy import find_family
+from hwnas.anatomy.dense import take_apart
 from hwnas.anatomy.modules import BlockModules, Slot, block_modules, blocks, layer
 from hwnas.files import read_tensors, replacing
 from hwnas.importance.scores import Importance, Tensors
@@ -60,6 +61,7 @@ def measure(
         movement: what `Movement` summed up during a fine-tuning of this model.
     """
     spec = spec or ImportanceSpec()
+    take_apart(model)  # what several parts share has no part's scores
     parts = _Parts(model)
     if spec.kind == "magnitude":
         weights = {name: p.detach().square() for name, p in parts.parameters.items()}

@@ -364,19 +364,29 @@ def joined_ids(
 ) -> list[Joined]:
     """Token ids of beginnings with their continuations.
 
-    No special tokens are added (the protocol of lm-evaluation-harness for language models).
+    No special tokens are added. White space at the end of a beginning that is read as one with what
+    follows belongs to that (the protocol of lm-evaluation-harness for language models).
     """
     if not beginnings:
         return []
+
+    def read(texts: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return found
+
     different = list(dict.fromkeys(beginnings))
-    read = tokenizer(different, add_special_tokens=False)["input_ids"]
-    lengths = dict(zip(different, map(len, read), strict=True))
-    texts = [a + b for a, b in zip(beginnings, continuations, strict=True)]
+    alone = dict(zip(different, read(different), strict=True))
+    whole = read([a + b for a, b in zip(beginnings, continuations, strict=True)])
+    torn = dict.fromkeys(  # for all continuations of a beginning alike, which share it
+        text
+        for text, ids in zip(beginnings, whole, strict=True)
+        if text != text.rstrip() != "" and ids[: len(alone[text])] != alone[text]
+    )
+    if torn:
+        alone |= dict(zip(torn, read([text.rstrip() for text in torn]), strict=True))
     return [
-        Joined(ids[: lengths[text]], ids[lengths[text] :])
-        for text, ids in zip(
-            beginnings, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True
-        )
+        Joined(ids[: len(alone[text])], ids[len(alone[text]) :])
+        for text, ids in zip(beginnings, whole, strict=True)
     ]
 
 

@@ -21,7 +21,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hwnas.elastic.adapters import Adapters
 from hwnas.elastic.supernet import SuperNetwork
@@ -41,6 +41,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hwnas.training.memory import Memory
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint in a folder that is whole; the Trainer writes its state last."""
+    found = [
+        folder
+        for folder in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (folder / "trainer_state.json").is_file()
+    ]
+    newest = max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
 
 
 class _Progress(TrainerCallback):
@@ -149,7 +160,7 @@ def train(
     with bar(title, optimization.steps) as advance:
         for callback in (_Progress(advance), *callbacks):
             trainer.add_callback(callback)
-        checkpoint = get_last_checkpoint(str(work)) if work.exists() else None
+        checkpoint = last_checkpoint(work)
         with prepared(trainer.model, optimization):
             trainer.train(resume_from_checkpoint=checkpoint)
     if adapters is not None and attached is None:

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from tiny_models import DECODERS, inputs_of, make_model
 from transformers import BertForSequenceClassification
 
+from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.importance.kinds import Movement, measure
 from hwnas.importance.reordering import reorder
@@ -309,3 +311,18 @@ def test_rows_of_the_vocabulary_that_never_occur_score_zero(learned):
     seen = torch.cat([b["input_ids"].flatten() for b in batches]).unique()
     never = [i for i in range(len(scores)) if i not in set(seen.tolist())]
     assert (scores[never] == 0).all() and (scores[seen] > 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_is_measured_and_reordered_as_it_was_loaded(name):
+    """GPT-2's and BLOOM's queries, keys and values come out of one layer, GPT-2's transposed."""
+    model = make_model(name)
+    ids = inputs_of(model)["input_ids"]
+    before = model(input_ids=ids).logits.detach()
+    scores = measure(model, [{"input_ids": ids, "labels": ids}])
+    shape = find_shape(model.config)
+    assert [len(s) for s in scores.heads] == list(shape.heads)
+    assert [len(s) for s in scores.ffn] == list(shape.ffn)
+    assert all((s > 0).all() for s in (*scores.heads, *scores.ffn))
+    reorder(model, scores)
+    torch.testing.assert_close(model.eval()(input_ids=ids).logits, before, atol=1e-4, rtol=1e-4)

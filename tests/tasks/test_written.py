@@ -31,6 +31,7 @@ from hwnas.tasks.written import (
     IGNORED,
     Places,
     counted,
+    joined_ids,
     likelihoods,
     lines,
     padded,
@@ -452,3 +453,18 @@ def test_a_number_is_an_index_even_where_the_choices_are_numbers() -> None:
         0,
     ]
     assert _index(2, ["1", "2", "3"], "answer", "row 1", ["x", "y", "z"]) == 1  # a name
+
+
+@pytest.mark.parametrize("prompt", ["It was ", "It was  ", "It was\n", "It was:\n\n", "It was"])
+def test_space_at_the_end_of_a_prompt_leaves_every_answer_whole(prompt: str) -> None:
+    """As lm-evaluation-harness has it: the space is the answer's, where they are read as one."""
+    tokenizer = load_tokenizer(model_folder("demo:smollm2"))
+    answers = ["good", "bad and more"]
+    found = joined_ids(tokenizer, [prompt] * 2, answers)
+    beginnings = {tuple(one.beginning) for one in found}
+    assert len(beginnings) == 1
+    assert tokenizer.decode(next(iter(beginnings))).rstrip() == prompt.rstrip()
+    for one, answer in zip(found, answers, strict=True):
+        assert one.continuation and tokenizer.decode(one.continuation).strip().endswith(answer)
+        whole = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
+        assert one.beginning + one.continuation == whole

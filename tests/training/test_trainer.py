@@ -18,7 +18,7 @@ from hwnas.training.memory import Memory
 from hwnas.training.optimization import Optimization
 from hwnas.training.order import training_order
 from hwnas.training.sampling import Sandwich
-from hwnas.training.trainer import train
+from hwnas.training.trainer import last_checkpoint, train
 
 
 @pytest.fixture
@@ -359,3 +359,14 @@ def test_a_student_comes_nearer_to_its_teacher(
         sandwich=sandwich,
     )
     assert apart() < 0.8 * before
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
+    assert last_checkpoint(tmp_path / "nothing") is None
+    for number, whole in ((9, True), (250, True), (1000, False)):
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+        if whole:
+            (folder / "trainer_state.json").touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-250")
