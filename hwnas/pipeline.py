@@ -241,6 +241,16 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, given: Given) -> Inputs:
         )
     if recipe.space.boundaries == "given":
         SearchSpace.given(recipe.space, shape)
+    if adapters is not None and recipe.space.hidden:
+        raise UserError(
+            "space.hidden: adapters stand beside layers of the model's own residual width; leave "
+            "it out, or train all weights (training.weights: all)"
+        )
+    if adapters is not None and recipe.importance.kind == "movement":
+        raise UserError(
+            "importance.kind: movement is of weights that are trained, which stay as they are "
+            "beside adapters; choose first_order"
+        )
     if recipe.importance.kind == "movement" and isinstance(task.kind, Embedding):
         raise UserError(
             "importance.kind: movement is found while a baseline is trained, and tasks of kind "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hwnas.latency.table import LatencyTable
-    from hwnas.recipe import Recipe
+    from hwnas.recipe import Recipe, TrainingSpec
     from hwnas.training.compute import Precision
 
 GB = 1e9
@@ -106,7 +106,7 @@ def make_plan(
     space = space_of(recipe, shape)
     if table is not None:
         table.check_model(shape)
-    counts = _Counts.of(config, shape, _adapters(recipe, shape))
+    counts = _Counts.of(config, shape, _adapters(recipe, shape), recipe.training)
     seq = recipe.task_at_target.max_length or 128
     full = Subnetwork.full(shape)
     whole = macs(full, shape, seq)
@@ -177,9 +177,9 @@ def changed(
 
 def space_of(recipe: Recipe, shape: Shape) -> SearchSpace:
     """The recipe's space as far as it can be known before training: given, or the whole one."""
-    if recipe.space.boundaries == "given":
-        return SearchSpace.given(recipe.space, shape)
-    return SearchSpace.whole(shape).model_copy(update={"hidden": recipe.space.hidden})
+    given = recipe.space.boundaries == "given"
+    space = SearchSpace.given(recipe.space, shape) if given else SearchSpace.whole(shape)
+    return space.model_copy(update={"hidden": recipe.space.hidden})
 
 
 def middle_of(space: SearchSpace) -> Subnetwork:
@@ -200,6 +200,16 @@ def count_params(config: PretrainedConfig | Any, subnetwork: Subnetwork) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def _count_words(config: PretrainedConfig | Any, subnetwork: Subnetwork) -> int:
+    """Parameters of the word embeddings; none where inputs are no words."""
+    import torch
+
+    with torch.device("meta"):
+        model = new_dense(config, subnetwork)
+    layer = model.get_input_embeddings()
+    return sum(p.numel() for p in layer.parameters()) if hasattr(layer, "num_embeddings") else 0
+
+
 @dataclass(frozen=True)
 class _Counts:
     all: int
@@ -208,13 +218,17 @@ class _Counts:
     frozen: bool  # what is trained stands beside all of them
 
     @classmethod
-    def of(cls, config: Any, shape: Shape, adapters: AdapterSpec | None) -> _Counts:
+    def of(
+        cls, config: Any, shape: Shape, adapters: AdapterSpec | None, training: TrainingSpec
+    ) -> _Counts:
         full = Subnetwork.full(shape)
         every = count_params(config, full)
         none = count_params(config, Subnetwork.of([full.genome[0], *[[0, 0]] * (shape.depth - 1)]))
         blocks = (every - none) * shape.depth // max(1, shape.depth - 1) if shape.depth > 1 else 0
-        trained = every if adapters is None else adapters.rank * sum(_adapter_widths(shape))
-        return cls(every, blocks, trained, adapters is not None)
+        if adapters is not None:
+            return cls(every, blocks, adapters.rank * sum(_adapter_widths(shape)), True)
+        words = _count_words(config, full) if training.freeze_embeddings else 0
+        return cls(every, blocks, every - words, False)
 
 
 def _adapter_widths(shape: Shape) -> list[int]:
@@ -247,7 +261,8 @@ def _stages(recipe: Recipe, shape: Shape, counts: _Counts, means: Means, seq: in
     if counts.frozen:
         weights = {"frozen weights": copy, "adapters with Adam": _TRAINED * counts.trained / GB}
     else:
-        weights = {"weights, gradients, Adam": _TRAINED * counts.all / GB}
+        words = _FULL * (counts.all - counts.trained)  # which stay as they are
+        weights = {"weights, gradients, Adam": (_TRAINED * counts.trained + words) / GB}
     trained = weights | {"activations": _activations(recipe, shape, seq) / GB}
     teacher = {"teacher": copy}
     # frozen weights are their own teacher

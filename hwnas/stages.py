@@ -7,7 +7,8 @@ The order, and what a stop does to it, are `pipeline`'s; here is what each stage
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -282,7 +283,7 @@ def seconds_per_step(inputs: Inputs) -> float:
     import statistics
     import time
 
-    model, _ = load_for(inputs.recipe.model, inputs.task, seed=inputs.recipe.seed)
+    model = on_gpu(load_for(inputs.recipe.model, inputs.task, seed=inputs.recipe.seed)[0])
     model.train()
     spec = inputs.recipe.adapters
     if spec is not None:
@@ -291,16 +292,26 @@ def seconds_per_step(inputs: Inputs) -> float:
     part = model_columns(inputs.train)
     collate = collator(inputs.tokenizer, part)
     seconds = []
-    half = on_processor(inputs.recipe.training.precision)
+    precision = inputs.recipe.training.precision
+    computing: Callable[[], AbstractContextManager[Any]]
+    if on_processor(precision):
+        computing = in_half
+    elif precision == "bf16" and model.device.type == "cuda":
+        computing = partial(torch.autocast, "cuda", torch.bfloat16)
+    else:
+        computing = nullcontext
     steps = inputs.plan.baseline_steps(len(inputs.recipe.budgets))
     with prepared(model, inputs.optimization(steps, 1e-5, 0, student=False)):
         for step in range(_SPEED_STEPS):
             begin = time.perf_counter()
             batch = collate([part[i % len(part)] for i in range(step, step + inputs.plan.batch)])
-            with in_half() if half else nullcontext():
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            with computing():
                 outputs = convert_to_fp32(outputs_of(model, batch))
             inputs.task.kind.probe(outputs, batch).backward()
             optimizer.step()
             optimizer.zero_grad()
+            if model.device.type == "cuda":  # which is only asked to do it, and answers at once
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[1:])

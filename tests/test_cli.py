@@ -64,6 +64,12 @@ BAD_FOR_THE_MODEL = [
     ("target: 'openvino:gpu'", "openvino:gpu", "hwnas doctor"),
     ("model: no/such-model", "no/such-model", "unset it to download"),
     ("importance: {kind: movement}\ntask: {kind: embedding}", "importance.kind", "first_order"),
+    (
+        "importance: {kind: movement}\ntraining: {weights: adapters}",
+        "importance.kind",
+        "first_order",
+    ),
+    ("space: {hidden: [192]}\ntraining: {weights: adapters}", "space.hidden", "weights: all"),
 ]
 
 

@@ -191,7 +191,12 @@ def test_a_recipe_decides_what_is_trained_and_what_waits() -> None:
     narrow = make_plan(_recipe(**language, training={"adapters": {"rank": 8}}), config)
     assert narrow.trained == plain.trained // 4
     whole = make_plan(_recipe(**language, training={"weights": "all"}), config)
-    assert whole.trained == whole.params
+    assert whole.trained == whole.params - config.vocab_size * config.hidden_size
+    melted = make_plan(
+        _recipe(**language, training={"weights": "all", "freeze_embeddings": False}), config
+    )
+    assert melted.trained == melted.params == whole.params
+    assert melted.stages[0].memory_gb > whole.stages[0].memory_gb
     kept = {stage.name: stage.parts for stage in whole.stages}
     assert "teacher" in kept["super-network"] and "weights at rest" in kept["finalists"]
     lean = make_plan(changed(recipe, checkpointing=True), config)

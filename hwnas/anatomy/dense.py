@@ -103,6 +103,11 @@ def check_hidden(hidden: int, config: Any, where: str) -> None:
         raise UserError(f"{where}: the residual width of decoders is not elastic; leave it out")
     if not 0 < hidden < full:
         raise UserError(f"{where}: residual width {hidden}, the model has {full}; give less")
+    if hidden == getattr(config, "embedding_size", full):
+        raise UserError(
+            f"{where}: residual width {hidden} is that of the embeddings, where the family leaves "
+            f"out the projection between them, which the model has; give another"
+        )
     if hidden % heads:
         raise UserError(
             f"{where}: residual width {hidden} is not a multiple of {heads}, the number of heads; "

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -202,8 +202,8 @@ class Adapters:
         if rank != self.spec.rank:
             raise UserError(f"{folder / CONFIG}: rank {rank}, this run's is {self.spec.rank}")
         stored = read_tensors(folder / WEIGHTS)
-        scale = float(config["lora_alpha"]) / self.spec.alpha
-        found = 0
+        scale = _alpha(config) / self.spec.alpha
+        unused = set(stored)
         for path, slot, rows, columns in self._each(order):
             one = cast(AdaptedLinear, layer(slot))
             names = [f"{_PREFIX}{path}.lora_{part}.weight" for part in "AB"]
@@ -219,12 +219,17 @@ class Adapters:
                         f"{folder / WEIGHTS}: {name} is {shape}, the model needs "
                         f"{tuple(own.shape)}; it is of another model"
                     )
+                unused.discard(name)
                 value = stored[name] if moved is None else stored[name].index_select(axis, moved)
                 with torch.no_grad():
                     own.copy_(value * scale if axis == 0 else value)
-            found += 1
-        if not found:
+        if unused == set(stored):
             raise UserError(f"{folder / WEIGHTS}: none of this model's layers is in it")
+        if unused:
+            raise UserError(
+                f"{folder / WEIGHTS}: {min(unused)} is of no layer that has adapters here; merge "
+                "it with peft, and start from the merged model"
+            )
 
     def _each(
         self, order: Order | None
@@ -308,6 +313,16 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
     adapters.merge()
 
 
+# settings of peft's that make another sum of weights and adapter
+_OTHER_KINDS = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+
+
+def _alpha(config: dict[str, Any]) -> float:
+    """What the product is multiplied by, times the rank (rsLoRA: its root; Kalajdzievski 2023)."""
+    alpha, rank = float(config["lora_alpha"]), int(config["r"])
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+
+
 def read_spec(folder: Path) -> AdapterSpec:
     """The sizes of an adapter that peft has written.
 
@@ -318,10 +333,16 @@ def read_spec(folder: Path) -> AdapterSpec:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise UserError(f"{folder / CONFIG}: an adapter of kind {kind}, expected LORA")
+    for key in _OTHER_KINDS:
+        if config.get(key):
+            raise UserError(
+                f"{folder / CONFIG}: {key}: {config[key]} is more than plain LoRA; merge it with "
+                "peft, and start from the merged model"
+            )
     try:
         return AdapterSpec(
             rank=int(config["r"]),
-            alpha=float(config["lora_alpha"]),
+            alpha=_alpha(config),
             dropout=float(config.get("lora_dropout", 0.0)),
         )
     except (KeyError, TypeError, ValueError) as error:

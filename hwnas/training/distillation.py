@@ -69,12 +69,19 @@ def state_variances(states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch
 def last_projections(model: PreTrainedModel | Any) -> Iterator[list[torch.Tensor]]:
     """Collects queries, keys and values `(batch, seq, columns)` of the last block while it runs."""
     found: list[torch.Tensor] = []
+    seen: set[int] = set()
+
+    def keep(at: int, output: torch.Tensor) -> None:
+        if at not in seen:  # DeBERTa's layers are then asked of relative positions as well
+            seen.add(at)
+            found.append(output)
+
     last = blocks(model)[-1]
     part = block_modules(find_family(model.config), last)
     slots = (*part.attention_in, *part.shared_in)[:3]
     hooks = [
-        layer(slot).register_forward_hook(lambda _m, _i, output: found.append(output))
-        for slot in slots
+        layer(slot).register_forward_hook(lambda _m, _i, output, at=at: keep(at, output))
+        for at, slot in enumerate(slots)
     ]
     try:
         yield found

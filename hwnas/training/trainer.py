@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hwnas.anatomy.modules import task_head
 from hwnas.elastic.adapters import Adapters
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.progress import bar
@@ -136,6 +137,9 @@ def train(
     if optimization.adapters is not None and attached is None:
         network = model if isinstance(model, SuperNetwork) else SuperNetwork(model)
         adapters = Adapters(network, optimization.adapters, optimization.seed)
+        if not own_teacher and not network.shape.decoder:
+            for module in task_head(network.model):  # a new one knows nothing yet
+                module.requires_grad_(True)
     learned_from: Teacher | None = Another(teacher) if teacher is not None else None
     if own_teacher and network is not None and adapters is not None:
         learned_from = FrozenSelf(network, adapters)

@@ -66,7 +66,7 @@ CONFIGS = {
     "roberta": ("RobertaConfig", SIZES),
     "xlm-roberta": ("XLMRobertaConfig", SIZES),
     "camembert": ("CamembertConfig", SIZES),
-    "electra": ("ElectraConfig", SIZES | {"embedding_size": 16}),
+    "electra": ("ElectraConfig", SIZES | {"embedding_size": 8}),
     "distilbert": ("DistilBertConfig", DISTIL),
     "mpnet": ("MPNetConfig", SIZES),
     "deberta-v2": ("DebertaV2Config", SIZES | {"relative_attention": True}),

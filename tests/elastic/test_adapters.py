@@ -13,7 +13,7 @@ import torch
 from tiny_models import DECODERS, EXACT, answer_of, gap, make_model
 
 from hwnas.anatomy import find_shape
-from hwnas.elastic.adapters import AdaptedLinear, Adapters, read_spec
+from hwnas.elastic.adapters import AdaptedLinear, Adapters, merge_adapter, read_spec
 from hwnas.elastic.layers import ElasticLinear
 from hwnas.elastic.spec import AdapterSpec
 from hwnas.elastic.supernet import SuperNetwork
@@ -118,13 +118,17 @@ def test_peft_reads_what_is_written_for_the_model_as_it_was(tmp_path: Path) -> N
     assert read_spec(tmp_path / "adapter") == SPEC
 
 
-@pytest.mark.parametrize("alpha", [8, 24])
-def test_an_adapter_that_peft_made_is_the_start(alpha: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("alpha", "root"), [(8, False), (24, False), (8, True)])
+def test_an_adapter_that_peft_made_is_the_start(alpha: int, root: bool, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     base = make_model("qwen2")
     config = LoraConfig(
-        r=4, lora_alpha=alpha, target_modules=["q_proj", "v_proj", "down_proj"], lora_dropout=0.0
+        r=4,
+        lora_alpha=alpha,
+        target_modules=["q_proj", "v_proj", "down_proj"],
+        lora_dropout=0.0,
+        use_rslora=root,
     )
     theirs = get_peft_model(copy.deepcopy(base), config)
     with torch.no_grad():
@@ -138,6 +142,30 @@ def test_an_adapter_that_peft_made_is_the_start(alpha: int, tmp_path: Path) -> N
     adapters = Adapters(SuperNetwork(model), SPEC)
     adapters.load(tmp_path / "adapter", order)
     assert gap(answer_of(model), wanted) <= 10 * EXACT
+    merged = copy.deepcopy(base)
+    merge_adapter(merged, tmp_path / "adapter")
+    assert gap(answer_of(merged), wanted) <= 10 * EXACT
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"use_dora": True}, "use_dora: True is more than plain LoRA"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern: .* is more than plain LoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save: .* is more than plain LoRA"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head.* is of no layer"),
+    ],
+)
+def test_what_is_more_than_plain_lora_is_not_merged_in_part(
+    more: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = make_model("qwen2")
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]} | more)
+    get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=said):
+        merge_adapter(base, tmp_path / "adapter")
 
 
 def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:

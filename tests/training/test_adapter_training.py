@@ -19,6 +19,7 @@ from hwnas.elastic.spec import AdapterSpec
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.space import SearchSpace
 from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.classification import Classification
 from hwnas.tasks.language import Language
 from hwnas.tasks.predict import predict
 from hwnas.training.optimization import Optimization
@@ -153,3 +154,25 @@ def test_checkpointing_changes_nothing_but_memory(examples: Dataset, tmp_path: P
         found.append(network.model.state_dict())
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_an_encoders_new_head_is_trained_beside_its_adapters(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    model = make_model("bert")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ids = [[5 + i % 80, 7, 11] for i in range(64)]
+    rows = Dataset.from_dict(
+        {
+            "input_ids": ids,
+            "attention_mask": [[1] * 3] * 64,
+            "labels": [i % 2 for i in range(64)],
+            "length": [3] * 64,
+        }
+    )
+    settings = replace(SETTINGS, steps=4)
+    train(model, tokenizer, rows, settings, tmp_path / "work", kind=Classification())
+    after = model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"classifier.weight", "bert.pooler.dense.weight"} <= moved
+    assert "bert.embeddings.word_embeddings.weight" not in moved

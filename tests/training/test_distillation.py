@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tiny_models import CONFIGS, DECODERS, inputs_of, make_model
 from transformers import BertForSequenceClassification
 
 from hwnas.elastic.supernet import SuperNetwork
@@ -73,3 +74,15 @@ def test_a_student_may_have_fewer_heads(model, batch, heads):
     loss.backward()
     query = network.model.bert.encoder.layer[-1].attention.self.query.weight
     assert query.grad[: heads * 8].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in (*DECODERS, "vit")])
+def test_the_last_blocks_projections_are_three_in_every_family(name):
+    """DeBERTa's v3 asks the same layers of relative positions, too."""
+    model = make_model(name)
+    inputs = inputs_of(model)
+    with last_projections(model) as found:
+        model(**inputs)
+    rows = inputs["input_ids"].shape
+    assert [tuple(x.shape[:2]) for x in found] == [tuple(rows)] * 3
+    assert relations_loss(found, found, inputs["attention_mask"]).abs() < 1e-5
