@@ -216,6 +216,7 @@ class PlainDecoder:
             options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only
         self.config = config
+        self.generation_config = SimpleNamespace(eos_token_id=None)  # it ends where it is told to
         self.session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"]
         )
@@ -229,10 +230,18 @@ class PlainDecoder:
         logits, _ = self._step(feed, self._empty(len(feed["input_ids"])))
         return SimpleNamespace(logits=torch.from_numpy(logits))
 
-    def generate(self, input_ids: torch.Tensor, max_new_tokens: int, **_: Any) -> SimpleNamespace:
-        """A prompt `(1, seq)` continued greedily; what was written, and the logits of each step."""
+    def generate(
+        self, input_ids: torch.Tensor, max_new_tokens: int, streamer: Any = None, **_: Any
+    ) -> SimpleNamespace:
+        """A prompt `(1, seq)` continued greedily; what was written, and the logits of each step.
+
+        Args:
+            streamer: told of the prompt, then of each token, as transformers does.
+        """
         import torch
 
+        if streamer is not None:
+            streamer.put(input_ids)
         written = input_ids.numpy()
         fresh, cache = written, self._empty(1)
         steps = []
@@ -247,6 +256,10 @@ class PlainDecoder:
             steps.append(torch.from_numpy(logits[:, -1]))
             fresh = logits[:, -1].argmax(-1)[:, None]
             written = np.concatenate([written, fresh], axis=1)
+            if streamer is not None:
+                streamer.put(torch.from_numpy(fresh[0]))
+        if streamer is not None:
+            streamer.end()
         return SimpleNamespace(sequences=torch.from_numpy(written), logits=steps)
 
     def continuations(

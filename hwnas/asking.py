@@ -124,6 +124,7 @@ def _reply(
         model.generate(**given, max_new_tokens=1, **fixed)
         model.generation_config.eos_token_id = None
         written = model.generate(**given, max_new_tokens=most, streamer=clock, **fixed)
+    written = getattr(written, "sequences", written)
     found = torch.as_tensor(written)[0, read.shape[1] :].tolist()
     if tokenizer.eos_token_id in found:
         found = found[: found.index(tokenizer.eos_token_id)]

@@ -144,7 +144,7 @@ def load_model(
         _set_labels(config, labels, task)
     weights = _read_weights(folder, config, task, name)
     _initialise_head(weights, new_head, seed, name)
-    return weights.model.eval(), load_tokenizer(folder)
+    return weights.model.eval(), load_tokenizer(folder, words=task == "token-classification")
 
 
 def load(path: str | Path, *, shrinkable: bool = True) -> PreTrainedModel:
@@ -182,8 +182,12 @@ def on_gpu(model: PreTrainedModel) -> PreTrainedModel:
     return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, *, words: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in a model's folder, which cuts at the latest where the model's positions end.
+
+    Args:
+        words: texts come as words. A tokenizer that reads a word with the space before it, as
+            RoBERTa's does, then adds that.
 
     Raises:
         UserError: there is no model's folder, or its tokenizer cannot be read.
@@ -201,6 +205,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             tokenizer: PreTrainedTokenizerBase = auto_tokenizer.from_pretrained(
                 source, trust_remote_code=False, **packed
             )
+            if words and getattr(tokenizer, "add_prefix_space", True) is False:
+                tokenizer = auto_tokenizer.from_pretrained(
+                    source, trust_remote_code=False, add_prefix_space=True, **packed
+                )
     # the tokenizers library raises bare Exception on a damaged file
     except Exception as error:
         raise UserError(

@@ -14,7 +14,9 @@ from tiny_models import make_model
 from hwnas.anatomy import find_shape
 from hwnas.cli import main
 from hwnas.deployments import Anchors
+from hwnas.elastic.supernet import SuperNetwork
 from hwnas.export import export_model, load_exported, served_folder
+from hwnas.export.decoders import PlainDecoder
 from hwnas.files import read_model
 from hwnas.importance.scores import Importance
 from hwnas.latency.table import LatencyTable
@@ -183,6 +185,22 @@ def _wordy(folder: Path, **widths: int) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def test_an_uneven_decoder_is_asked_through_onnx_runtime(tmp_path: Path) -> None:
+    """Optimum does not know blocks of different numbers of heads; ONNX Runtime alone does it."""
+    from hwnas.asking import _reply
+
+    folder = _wordy(tmp_path / "model")
+    model, tokenizer = load(folder), load_tokenizer(folder)
+    shape = find_shape(model.config)
+    widths = [[shape.group, 32], *([h, f] for h, f in zip(shape.heads, shape.ffn, strict=True))]
+    uneven = SuperNetwork(model).extract(Subnetwork.of(widths[: shape.depth]))
+    export_model(uneven, tokenizer, tmp_path / "out", ["onnx"])
+    loaded = load_exported(tmp_path / "out" / "onnx", 1)
+    assert isinstance(loaded, PlainDecoder)
+    reply = _reply("chosen", "onnxruntime fp32", loaded, tokenizer, "Tweet: fine", 3, chat=False)
+    assert 0 <= reply.tokens <= 3 and reply.first_ms > 0 and reply.tokens_per_s
 
 
 def _files(folder: Path) -> list[Path]:

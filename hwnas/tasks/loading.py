@@ -84,13 +84,13 @@ def _columns(dataset: Dataset, names: Sequence[str]) -> list[list[Any]]:
 
 def _middle(dataset: Dataset) -> int:
     """The index nearest the middle that parts no near-duplicates (they stand side by side)."""
-    columns = _columns(dataset, (*TEXT_COLUMNS, "words", "context"))
+    columns = _columns(dataset, (*TEXT_COLUMNS, "words", "context", "choices"))
     keys = [
         key([t for part in texts for t in ([part] if isinstance(part, str) else part)])
         for texts in zip(*columns, strict=True)
     ]
     borders = [i for i in range(1, len(keys)) if keys[i] != keys[i - 1]]
-    return min(borders, key=lambda i: abs(i - len(keys) / 2))
+    return min(borders, key=lambda i: abs(i - len(keys) / 2), default=len(keys) // 2)
 
 
 def load_task(spec: TaskSpec) -> Task:

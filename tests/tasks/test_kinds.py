@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from hwnas.errors import UserError
+from hwnas.models import load_model
 from hwnas.tasks.classification import ordered
 from hwnas.tasks.embedding import Embedding, with_teacher
 from hwnas.tasks.kinds import KINDS, kind_named
@@ -535,3 +536,26 @@ def test_real_questions(shared_data: Path, minilm_dir: Path) -> None:
         begin += window["length"]
     long = Spans(longest=400)
     assert long.score("exact_match", answers, encoded) > 90
+
+
+def test_words_are_read_with_the_space_before_them(tmp_path: Path) -> None:
+    """RoBERTa's tokenizer refuses words unless it is told to add it."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizerFast
+
+    bytewise = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bytewise.train_from_iterator(["a good day in Rome"] * 9, 300, special_tokens=special)
+    bytewise.save_model(str(tmp_path))
+    RobertaTokenizerFast.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=300, intermediate_size=16, **sizes)
+    RobertaForMaskedLM(config).save_pretrained(tmp_path)
+    _, tokenizer = load_model(str(tmp_path), task="token-classification", labels=["O", "B-X"])
+    kind = kind_named("tokens")
+    row = kind.split([Row(("good", "Rome"), ("O", "B-X"), 0)], ["O", "B-X"])
+    encoded = kind.encode(row, tokenizer, 16)
+    read = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])
+    assert read[0] == "<s>" and [token[0] for token in read].count("Ġ") == 2
+    tokenizer.save_pretrained(tmp_path / "served")  # whoever serves it reads words likewise
+    assert RobertaTokenizerFast.from_pretrained(tmp_path / "served").add_prefix_space is True

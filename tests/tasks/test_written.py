@@ -468,3 +468,16 @@ def test_space_at_the_end_of_a_prompt_leaves_every_answer_whole(prompt: str) -> 
         assert one.continuation and tokenizer.decode(one.continuation).strip().endswith(answer)
         whole = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
         assert one.beginning + one.continuation == whole
+
+
+def test_questions_that_are_all_alike_are_parted_by_their_choices(tmp_path: Path) -> None:
+    things = [f"{a}{b}" for a in "abcdefgh" for b in ("pple", "nion", "tone", "ail", "ever")]
+    rows = [
+        {"question": "Which is right?", "choices": [f"{a} is", f"{a} are"], "answer": 0}
+        for a in things
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = TaskSpec(data=str(path), kind="choice", text=["question", "choices"], label="answer")
+    task = load_task(spec)
+    assert len(task.search_validation) and len(task.choice_validation)
