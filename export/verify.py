@@ -362,6 +362,19 @@ class Recheck(Record):
     broken: list[str]  # promises that do not hold, a line each
 
 
+def read_record(out: Path) -> Verification:
+    """What an export promises.
+
+    Raises:
+        UserError: no export with its record is there.
+    """
+    from hwnas.files import read_model
+
+    if not (out / RECORD).is_file():
+        raise UserError(f"{out}: has no {RECORD}; was it written by hwnas export?")
+    return read_model(out / RECORD, Verification)
+
+
 def check_again(out: Path, judge: Judge | None = None) -> Recheck:
     """Verify an export against the record that it came with, here and now.
 
@@ -372,13 +385,10 @@ def check_again(out: Path, judge: Judge | None = None) -> Recheck:
     Raises:
         UserError: no export with its record is there, or this machine lacks the target's device.
     """
-    from hwnas.files import read_model
     from hwnas.latency.measure import settled
     from hwnas.latency.runtimes import require
 
-    if not (out / RECORD).is_file():
-        raise UserError(f"{out}: has no {RECORD}; was it written by hwnas export?")
-    record = read_model(out / RECORD, Verification)
+    record = read_record(out)
     target = Target.parse(record.target)
     require(target)
     served = out / served_folder(target)

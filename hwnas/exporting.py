@@ -105,9 +105,14 @@ def recheck(folder: Path, rows: Rows) -> Recheck:
     Raises:
         UserError: there is none, or the rows cannot be read.
     """
-    from hwnas.export.verify import check_again
+    from hwnas.export.verify import check_again, read_record
 
-    return check_again(folder, rows.judge(str(folder)))
+    promised = read_record(folder).metric
+    if promised is not None and rows.metric not in (None, promised):
+        raise UserError(
+            f"--metric {rows.metric}: {folder} promises what it loses of {promised}; leave it out"
+        )
+    return check_again(folder, replace(rows, metric=promised or rows.metric).judge(str(folder)))
 
 
 def _at(target: Target, precision: str) -> Target:

@@ -144,7 +144,9 @@ def test_stopped_in_the_middle_nothing_is_there(
 
 
 @pytest.mark.slow  # every combination of the machine is written and timed
-def test_a_second_look_finds_what_was_promised(dense: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_second_look_finds_what_was_promised(
+    dense: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     record = auto(dense, rows, out)
     # a tiny model's time is mostly the call's; whether a tenth more was taken is noise
@@ -152,6 +154,15 @@ def test_a_second_look_finds_what_was_promised(dense: Path, rows: Path, tmp_path
     found = recheck(out, Rows(rows))
     assert found.broken == [] and found.drop is not None and found.drop <= 1.0
     assert set(found.parity) == {"onnx", "openvino"}
+    # by the metric whose loss was promised, whatever the model's usual one is
+    scored: list[str] = []
+    monkeypatch.setattr(
+        "hwnas.export.verify.score_folder", lambda *given: scored.append(given[-1]) or 50.0
+    )
+    write_json(out / "export.json", record.model_copy(update={"ratio": 10.0, "metric": "matthews"}))
+    assert recheck(out, Rows(rows)).drop == 0 and set(scored) == {"matthews"}
+    with pytest.raises(UserError, match=r"--metric accuracy: .* loses of matthews"):
+        recheck(out, Rows(rows, metric="accuracy"))
     moved = tmp_path / "elsewhere"
     out.rename(moved)
     assert recheck(moved, Rows()).broken == []
