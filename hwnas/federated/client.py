@@ -10,7 +10,6 @@ memory_mb=400`. What it keeps is its own model, where the recipe has clients mak
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ from hwnas.federated.population import (
     own_rows,
 )
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.tiers import dealt_tiers
+from hwnas.federated.tiers import dealt_tiers, own_tier
 from hwnas.latency.table import LatencyTable
 from hwnas.subnetwork import Subnetwork
 from hwnas.tasks.kinds import encode_training
@@ -161,7 +160,7 @@ class Client:
         tier = self.who.tier
         device = self._own_device()
         if device is not None:
-            tier = f"own-{re.sub('[^a-z0-9_-]+', '-', self.who.name.lower())}"
+            tier = own_tier(self.who.name)
         elif tier is None and self.who.partition is not None:
             tier = dealt_tiers(recipe)[self.who.partition % recipe.clients.count]
         if tier is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from hwnas.errors import UserError
 from hwnas.federated.continual import forgetting, phase_at, phases_of_rows
 from hwnas.federated.exchange import Request
 from hwnas.federated.messages import (
@@ -45,6 +46,16 @@ def _rows(text: str) -> Dataset:
     rows = task.test.select(range(min(len(task.test), recipe.evaluation.rows)))
     tokenizer = original_of(text, tuple(task.labels)).tokenizer
     return task.kind.encode(rows, tokenizer, recipe.length)
+
+
+def check_labels(recipe: FederatedRecipe, labels: Sequence[str]) -> None:
+    """Raise `UserError` unless the server's test rows number their classes as the run does."""
+    theirs = load_simulated(recipe).labels
+    if theirs and list(theirs) != list(labels):
+        raise UserError(
+            f"labels: the run's are {', '.join(labels)}, the server's test rows have "
+            f"{', '.join(theirs)}; give labels as the rows have them, or evaluation.server: false"
+        )
 
 
 def judge(state: ServerState) -> dict[str, float]:

@@ -147,6 +147,15 @@ class AggregationSpec(Settings):
     momentum: float = Field(0.9, ge=0, lt=1)
     largest_norm: float | None = Field(None, gt=0)  # of an update; a larger one is scaled down
 
+    @property
+    def for_krum(self) -> int:
+        """Answers without which `krum` cannot tell who poisons (Blanchard et al. 2017)."""
+        return 2 * self.malicious + 3
+
+    def enough(self, least: int) -> int:
+        """Answers without which a round changes nothing, where the recipe asks for `least`."""
+        return max(least, self.for_krum) if self.rule == "krum" else least
+
 
 class PrivacySpec(Settings):
     """Noise on clients' updates, and what it promises; see `privacy`.
@@ -312,9 +321,9 @@ class FederatedRecipe(Settings):
                 "ask for fewer, or raise clients.share"
             )
         krum = self.aggregation
-        if krum.rule == "krum" and asked < 2 * krum.malicious + 3:
+        if krum.rule == "krum" and asked < krum.for_krum:
             raise ValueError(
-                f"aggregation.malicious: krum needs {2 * krum.malicious + 3} clients a round to "
+                f"aggregation.malicious: krum needs {krum.for_krum} clients a round to "
                 f"stand {krum.malicious}, {asked} are asked"
             )
         return self

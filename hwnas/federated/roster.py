@@ -17,7 +17,7 @@ from hwnas.federated.exchange import Answer, Request, ask
 from hwnas.federated.messages import HELLO, GarbledError, Hello, Work, pack, unpack
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.state import ServerState
-from hwnas.federated.tiers import Device, own_device, tiers_of
+from hwnas.federated.tiers import Device, own_device, own_tier, tiers_of
 from hwnas.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -128,7 +128,10 @@ class Roster:
                 if hello.device is not None and hello.tier in known:
                     raise GarbledError(f"tier {hello.tier!r} is the recipe's, not its own to say")
                 if hello.device is not None:
-                    own = own_device(hello.device, hello.tier, self.shape)
+                    # by the client's name, which is its own: no other's device is replaced
+                    tier = own_tier(hello.name)
+                    own = own_device(hello.device, tier, self.shape)
+                    hello = hello.model_copy(update={"tier": tier})
                     self.devices[hello.tier] = own
                 elif hello.tier not in known:
                     said = ", ".join(known)

@@ -26,7 +26,7 @@ from hwnas.errors import HwnasError, UserError
 from hwnas.federated.aggregation import Aggregator, aggregator, clipped, norm
 from hwnas.federated.continual import is_there, phase_at
 from hwnas.federated.exchange import Request
-from hwnas.federated.judging import judge, judge_at_clients, judge_phases
+from hwnas.federated.judging import check_labels, judge, judge_at_clients, judge_phases
 from hwnas.federated.messages import (
     IMPORTANCE,
     Done,
@@ -128,6 +128,8 @@ class Federation:
         labels = list(recipe.labels or ordered(known))
         if labels:
             check_classes(recipe.task.usual_metric, len(labels), "the clients' data")
+        if recipe.evaluation.server:
+            check_labels(recipe, labels)
         model, tokenizer = load_original(recipe, labels)
         network = SuperNetwork(model)
         state = ServerState(
@@ -155,7 +157,9 @@ class Federation:
         content = pack(Work(number=0, genome=full.genome, labels=state.labels))
         nodes = self.roster.by_name(self.roster.of_tier(largest.name))
         requests = (Request(node, IMPORTANCE, content) for node in nodes)
+        robust = self.recipe.aggregation.rule != "mean"
         total: dict[str, torch.Tensor] = {}
+        each: list[Tensors] = []
 
         def read(content: RecordDict) -> Tensors:
             unpack(content, Done)
@@ -164,8 +168,13 @@ class Federation:
             return found
 
         for _, _, found in self.roster.heard(requests, 0, read, "failed"):
+            if robust and found is not None:
+                each.append(found)
+                continue
             for key, scores in (found or {}).items():
                 total[key] = total.get(key, torch.zeros_like(scores, dtype=torch.float64)) + scores
+        if each:
+            total = _median_shares(each)
         if not total:
             return None
         depth = len(full.blocks)
@@ -255,7 +264,7 @@ class Federation:
             combined.add(update)
         # noise is added whoever came, or its absence would tell
         noisy = isinstance(combined, NoisySum)
-        if noisy or combined.count >= recipe.clients.least:
+        if noisy or combined.count >= recipe.aggregation.enough(recipe.clients.least):
             state.optimizer.step(before, combined.finish())
         else:
             self.roster.event("too few", number, why=f"{combined.count} answers")
@@ -358,14 +367,30 @@ def _weighted(losses: Sequence[tuple[float, int]]) -> float | None:
     return sum(loss * rows for loss, rows in losses) / total if total else None
 
 
+def _median_shares(each: Sequence[Tensors]) -> Tensors:
+    """Of every part, the median of its shares of what each client's scores add up to."""
+    sums = [sum(float(scores.double().sum()) for scores in one.values()) for one in each]
+    return {
+        key: torch.stack(
+            [one[key].double() / max(most, 1e-300) for one, most in zip(each, sums, strict=True)]
+        ).quantile(0.5, dim=0)
+        for key in each[0]
+    }
+
+
 def _check_scores(found: Tensors, full: Subnetwork) -> None:
     """Raise `GarbledError` unless these are scores of every head and neuron."""
     wanted = {f"heads.{i}": block.heads for i, block in enumerate(full.blocks)}
     wanted |= {f"ffn.{i}": block.ffn for i, block in enumerate(full.blocks)}
     for key, size in wanted.items():
         scores = found.get(key)
-        if scores is None or tuple(scores.shape) != (size,) or not scores.isfinite().all():
-            raise GarbledError(f"scores {key} are missing, of another size or not finite")
+        if (
+            scores is None
+            or tuple(scores.shape) != (size,)
+            or not scores.is_floating_point()
+            or not bool((scores.isfinite() & (scores >= 0)).all())
+        ):
+            raise GarbledError(f"scores {key} are missing, of another size, not finite or below 0")
     if found.keys() - wanted.keys():
         raise GarbledError(f"scores {min(found.keys() - wanted.keys())} were not asked for")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _MB = 1e6
 _TRAINED = 16  # bytes of a trained number: itself, its gradient, two moments
 _NUMBER = 4
+_LONGEST = 60  # letters of a client's name, that its folder is called by
 _MARGIN = 0.02  # of a budget, that the prediction stays below it
 
 
@@ -263,6 +266,12 @@ def dealt_tiers(recipe: FederatedRecipe) -> list[str]:
         begin = end
     random.Random(f"{recipe.seed}/tiers").shuffle(names)
     return names
+
+
+def own_tier(client: str) -> str:
+    """What the tier of a client's own device is called, alone."""
+    plain = re.sub("[^a-z0-9_-]+", "-", client.lower())[:_LONGEST]
+    return f"own-{plain}" + (f"-{zlib.crc32(client.encode()):08x}" if plain != client else "")
 
 
 def own_device(said: OwnDevice, name: str, shape: Shape) -> Device:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message
@@ -17,13 +18,14 @@ from hwnas.errors import HwnasError, UserError
 from hwnas.federated.judging import server_rows
 from hwnas.federated.messages import Hello, OwnDevice
 from hwnas.federated.parts import Part
-from hwnas.federated.recipe import FederatedRecipe
+from hwnas.federated.recipe import FederatedRecipe, TierSpec
 from hwnas.federated.roster import Roster
 from hwnas.federated.server import Federation
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary
-from hwnas.federated.tiers import own_device, tables_of
+from hwnas.federated.tiers import own_device, own_tier, tables_of
 from hwnas.files import read_tensors
+from hwnas.importance.scores import Importance
 from hwnas.models import load, load_config
 from hwnas.rundir import RunDirectory
 from hwnas.tasks.predict import predict
@@ -341,6 +343,7 @@ def test_robust_rules_keep_a_poisoned_update_out(
             rounds=1,
             clients={"count": 6},
             aggregation=aggregation,
+            importance="magnitude",
             evaluation={"clients": False},
         )
         run(recipe, tmp_path / name, faults=faults)
@@ -534,3 +537,62 @@ def test_tiers_of_one_target_have_each_its_own_given_table(
     for _ in range(2):  # measured or read, and again when a run goes on
         found = tables_of(recipe, load_config(recipe.model), tmp_path / "tables")
         assert found["small"].device.cpu == "a phone" != found["large"].device.cpu
+
+
+def test_labels_that_are_not_numbered_as_the_servers_rows_are_refused(
+    make_recipe: Make, tmp_path: Path
+) -> None:
+    for labels in (["2", "1", "0"], ["0", "1", "2", "3"]):
+        with pytest.raises(UserError, match=r"labels: the run's are .* test rows have 0, 1, 2"):
+            run(make_recipe(labels=labels), tmp_path / "-".join(labels))
+
+
+def test_one_clients_scores_do_not_decide_which_heads_come_first(
+    make_recipe: Make, tmp_path: Path
+) -> None:
+    """Where poison is expected: who says a billion says no more than the others."""
+
+    def boasting(request: Message, reply: Message) -> Message:
+        if request.metadata.message_type == "query.importance":
+            arrays = dict(reply.content["arrays"].to_torch_state_dict())
+            last = {name: t.flip(0) * 1e9 for name, t in arrays.items()}
+            reply.content["arrays"] = ArrayRecord(last)
+        return reply
+
+    def order(rule: str, faults: dict[int, Any]) -> list[list[float]]:
+        out = tmp_path / f"{rule}-{len(faults)}"
+        changes = {"clients": {"count": 6, "split": {"kind": "even"}}, "rounds": 1}
+        recipe = make_recipe(
+            **changes,
+            tiers=make_recipe().model_dump(mode="json")["tiers"][:1],
+            aggregation={"rule": rule},
+            evaluation={"clients": False},
+        )
+        run(recipe, out, faults=faults)
+        return [t.tolist() for t in Importance.load(out / "start" / "scores.safetensors").ffn]
+
+    def alike(one: list[list[float]], other: list[list[float]]) -> float:
+        pairs = zip(one, other, strict=True)
+        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]))
+
+    bad = {2: boasting}
+    assert alike(order("mean", {}), order("mean", bad)) < 0.5
+    assert alike(order("median", {}), order("median", bad)) > 0.9
+
+
+def test_krum_changes_nothing_by_too_few_answers(make_recipe: Make, tmp_path: Path) -> None:
+    rule = {"rule": "krum", "malicious": 1}
+    recipe = make_recipe(
+        rounds=1, clients={"count": 6}, aggregation=rule, evaluation={"clients": False}
+    )
+    summary, _ = run(recipe, tmp_path / "run", faults={0: _fails, 1: _fails})
+    assert summary.events["too few"] == 1  # four of the five that it needs
+
+
+def test_names_that_look_alike_are_two_devices() -> None:
+    assert own_tier("client-0000") == "own-client-0000"
+    names = ["phone-1", "phone.1", "Phone-1", "phone 1", "x" * 80, "x" * 81]
+    assert len({own_tier(name) for name in names}) == len(names)
+    for name in names:
+        TierSpec(name=own_tier(name))
+        assert len(own_tier(name)) < 100
