@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -201,24 +202,14 @@ def test_a_warm_start_looks_at_the_older_front_first(
     ]
     best = [c.subnetwork for c in front(older)]
     assert warm_start(searched[0], run.space) == tuple(best)
-    again = FrontSearch(
-        space=run.space,
-        loss=run.scores.loss(),
-        judge=run.judge,
-        evaluate_all=one_by_one(lambda s: run.judge.of(run.network, s)),
-        directory=RunDirectory(tmp_path),
-        algorithm="guided",
-        evaluations=len(best) + 8,
-        seed=7,
-        aims=[0.8 * table.reference_ms],
-        start=best,
-    )
+    aims, more = [0.8 * table.reference_ms], {"evaluations": len(best) + 8, "seed": 7}
+    again = front_of(run, tmp_path, aims, start=best, **more)
     again.proposer("80%")(table.predictor(), 0.8 * table.reference_ms, 1)
     assert list(again.evaluated)[: len(best)] == best
     assert len(again.evaluated) == len(best) + 8
 
 
-def front_of(run: TrainedRun, folder: Path, aims: Sequence[float], **more: object) -> FrontSearch:
+def front_of(run: TrainedRun, folder: Path, aims: Sequence[float], **more: Any) -> FrontSearch:
     """A search of the front in this process."""
     return FrontSearch(
         space=run.space,
@@ -227,10 +218,8 @@ def front_of(run: TrainedRun, folder: Path, aims: Sequence[float], **more: objec
         evaluate_all=one_by_one(lambda s: run.judge.of(run.network, s)),
         directory=RunDirectory(folder),
         algorithm="guided",
-        evaluations=8,
-        seed=0,
         aims=aims,
-        **more,  # type: ignore[arg-type]
+        **{"evaluations": 8, "seed": 0} | more,
     )
 
 
