@@ -204,6 +204,10 @@ class Choice(WrittenTask):
         )
         return by_token + softened(scores, wanted, temperature)
 
+    def size(self, inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
+        """Rows where the choices are compared; what is said of tokens is then a mean of means."""
+        return len(inputs["input_ids"]) if "branch" in inputs else super().size(inputs)
+
     def _compared(self, scores: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Scores of choices `(batch, choices)` as they are compared; see `per_byte`."""
         if not self.per_byte:

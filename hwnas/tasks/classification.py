@@ -74,6 +74,9 @@ class Classification:
     ) -> torch.Tensor:
         return softened(outputs.logits, teacher.logits, temperature)
 
+    def size(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        return len(inputs["input_ids"])
+
     def probe(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.hard_loss(outputs, inputs)
 

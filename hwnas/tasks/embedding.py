@@ -51,6 +51,9 @@ class Embedding(PlainTexts):
         )
         return (1 - (mine * theirs).sum(-1)).mean()
 
+    def size(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        return len(inputs["input_ids"])
+
     def probe(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The embeddings along random directions, for the original has no loss to its own."""
         import torch

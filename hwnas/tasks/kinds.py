@@ -71,6 +71,9 @@ class Kind(Protocol):
     ) -> torch.Tensor:
         """The distance of a batch's outputs from the teacher's."""
 
+    def size(self, inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
+        """Over how many rows, or tokens that count, a batch's losses are means."""
+
     def probe(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """A number of a batch's outputs whose change says that they change: the labels' loss."""
 

@@ -72,6 +72,9 @@ class Regression:
 
         return F.mse_loss(outputs.logits, teacher.logits)
 
+    def size(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        return len(inputs["input_ids"])
+
     def probe(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.hard_loss(outputs, inputs)
 

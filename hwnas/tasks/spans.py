@@ -173,6 +173,9 @@ class Spans:
         )
         return start, end
 
+    def size(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        return len(inputs["input_ids"])
+
     def probe(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.hard_loss(outputs, inputs)
 

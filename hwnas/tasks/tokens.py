@@ -120,6 +120,9 @@ class Tokens:
         words = inputs["labels"] != _IGNORED
         return softened(outputs.logits[words], teacher.logits[words], temperature)
 
+    def size(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return (inputs["labels"] != _IGNORED).sum()
+
     def probe(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.hard_loss(outputs, inputs)
 

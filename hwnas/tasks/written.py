@@ -333,6 +333,9 @@ class WrittenTask(ABC):
     ) -> torch.Tensor:
         return softened(wide(outputs.logits), wide(teacher.logits), temperature)
 
+    def size(self, inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
+        return (inputs["labels"][:, 1:] != IGNORED).sum()
+
     def probe(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.hard_loss(outputs, inputs)
 

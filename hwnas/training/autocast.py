@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -62,8 +62,21 @@ def on_processor(precision: Precision) -> bool:
 def in_half() -> Iterator[None]:
     """A forward pass on the processor in bf16."""
     import torch
+
+    with torch.autocast("cpu", torch.bfloat16), _plain_attention():
+        yield
+
+
+def again_in_half() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around a block's pass in `in_half`, and around its second one (torch's `checkpoint`).
+
+    That comes in the backward pass, outside of `in_half`; torch itself sees to the precision.
+    """
+    return nullcontext(), _plain_attention()
+
+
+def _plain_attention() -> AbstractContextManager[None]:
+    """torch's fused attention takes nine times as long in bf16 as in fp32 (2.13, with AMX)."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    # torch's fused attention takes nine times as long in bf16 as in fp32 (2.13, with AMX)
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        yield
+    return sdpa_kernel(SDPBackend.MATH)

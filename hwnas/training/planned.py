@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils import convert_to_fp32
@@ -30,8 +31,23 @@ if TYPE_CHECKING:
 _ROWS_FOR_VARIANCE = 64
 
 
+class Sizes(NamedTuple):
+    """Over how much the means of a loss are taken.
+
+    Attributes:
+        answers: rows, or tokens that count, as the task's losses have it.
+        tokens: all but padding.
+    """
+
+    answers: float
+    tokens: float
+
+
 class PlannedTrainer(Trainer):
     """A `Trainer` that goes through its training set once, in the order given.
+
+    A step's loss is the mean over all that it learns from, in however many passes and processes:
+    a pass of longer rows counts for more.
 
     Args:
         kind: of the task; its losses are what is learned by from a teacher.
@@ -56,6 +72,7 @@ class PlannedTrainer(Trainer):
             teacher.move(self.args.device)
         self.memory = memory
         self.model_accepts_loss_kwargs = False  # our loss is a mean over the batch
+        self._mean_sizes: Sizes | None = None  # of a step's passes, where there are several
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         examples: Any = self.train_dataset
@@ -66,6 +83,29 @@ class PlannedTrainer(Trainer):
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
+        passes, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        processes = self.accelerator.num_processes
+        self._mean_sizes = None
+        if processes * len(passes) > 1:
+            each = [self._sizes(inputs) for inputs in passes]
+            sums = torch.tensor([sum(column) for column in zip(*each, strict=True)], device=device)
+            means: torch.Tensor = self.accelerator.reduce(sums) / (processes * len(passes))
+            self._mean_sizes = Sizes(*means.tolist())
+        return passes, items
+
+    def _sizes(self, inputs: dict[str, torch.Tensor]) -> Sizes:
+        return Sizes(float(self.kind.size(inputs)), float(inputs["attention_mask"].sum()))
+
+    def _shares(self, inputs: dict[str, torch.Tensor]) -> Sizes:
+        """How much a pass counts for, beside the others of its step: 1 on the mean."""
+        if self._mean_sizes is None:
+            return Sizes(1.0, 1.0)
+        own, mean = self._sizes(inputs), self._mean_sizes
+        return Sizes(own.answers / mean.answers, own.tokens / mean.tokens)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what is trained into a checkpoint; frozen weights are those of whoever resumes."""
@@ -114,10 +154,10 @@ class PlannedTrainer(Trainer):
     ) -> tuple[Any, torch.Tensor]:
         """The model's outputs for a batch, and the loss by its labels."""
         if writes(inner):
-            said = convert_to_fp32(say(model, inner, inputs))
-            return said, self.kind.hard_loss(said, inputs)
-        outputs = convert_to_fp32(model(**questions(inputs)))
-        return outputs, self.kind.hard_loss(outputs, inputs)
+            outputs = convert_to_fp32(say(model, inner, inputs))
+        else:
+            outputs = convert_to_fp32(model(**questions(inputs)))
+        return outputs, self._shares(inputs).answers * self.kind.hard_loss(outputs, inputs)
 
     @cached_property
     def _variances(self) -> torch.Tensor:
@@ -158,13 +198,12 @@ class PlannedTrainer(Trainer):
         outputs, states, projections = self._observed(model, inner, inputs)
         hard = self.kind.hard_loss(outputs, inputs)
         soft = self.kind.soft_loss(outputs, teacher.outputs, inputs, wanted.temperature)
-        loss = wanted.distill_weight * soft + (1 - wanted.distill_weight) * hard
+        share = self._shares(inputs)
+        loss = share.answers * (wanted.distill_weight * soft + (1 - wanted.distill_weight) * hard)
         if wanted.states_weight > 0:
-            loss = loss + wanted.states_weight * states_loss(
-                states, teacher.states, inputs["attention_mask"], self._variances
-            )
+            apart = states_loss(states, teacher.states, inputs["attention_mask"], self._variances)
+            loss = loss + share.tokens * wanted.states_weight * apart
         if wanted.relations_weight > 0:
-            loss = loss + wanted.relations_weight * relations_loss(
-                projections, teacher.projections, inputs["attention_mask"]
-            )
+            apart = relations_loss(projections, teacher.projections, inputs["attention_mask"])
+            loss = loss + share.tokens * wanted.relations_weight * apart
         return outputs, loss

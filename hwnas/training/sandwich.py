@@ -98,7 +98,8 @@ class SandwichTrainer(PlannedTrainer):
         with torch.no_grad():
             before = convert_to_fp32(outputs_of(self.keeper.model, inputs))
         temperature = self.optimization.temperature
-        return self.keeper.weight * self.kind.soft_loss(outputs, before, inputs, temperature)
+        apart = self.kind.soft_loss(outputs, before, inputs, temperature)
+        return self._shares(inputs).answers * self.keeper.weight * apart
 
     def _ranks(self, count: int) -> list[int]:
         """Of the adapters, for a step's subnetworks: the sampled ones may have smaller ones."""

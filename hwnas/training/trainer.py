@@ -29,6 +29,7 @@ from hwnas.elastic.supernet import SuperNetwork
 from hwnas.progress import bar
 from hwnas.tasks.classification import Classification
 from hwnas.tasks.kinds import Kind
+from hwnas.training.autocast import again_in_half, on_processor
 from hwnas.training.batches import collator, model_columns, remembered_columns
 from hwnas.training.optimization import Optimization, per_pass, prepared
 from hwnas.training.order import training_order
@@ -105,6 +106,9 @@ def train(
     order = training_order(
         examples["length"], optimization.batch, optimization.steps, optimization.seed
     )
+    again: dict[str, Any] = {"use_reentrant": False}
+    if on_processor(optimization.precision):
+        again["context_fn"] = again_in_half
     arguments = TrainingArguments(
         output_dir=str(work),
         use_cpu=not torch.cuda.is_available(),  # or torchrun's processes take no notice of another
@@ -112,7 +116,7 @@ def train(
         per_device_train_batch_size=per_pass(optimization),
         gradient_accumulation_steps=optimization.accumulate,
         gradient_checkpointing=optimization.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        gradient_checkpointing_kwargs=again,
         bf16=optimization.precision == "bf16" and torch.cuda.is_available(),
         fp16=optimization.precision == "fp16" and torch.cuda.is_available(),
         learning_rate=optimization.learning_rate,

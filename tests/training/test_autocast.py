@@ -159,8 +159,9 @@ def test_where_half_does_not_pay_all_is_in_fp32(start, tokenizer, tmp_path, monk
 
 
 @needs_units
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("elastic", [False, True])
-def test_adapters_of_a_language_model_learn_in_bf16(tmp_path, elastic):
+def test_adapters_of_a_language_model_learn_in_bf16(tmp_path, elastic, checkpointing):
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -196,6 +197,8 @@ def test_adapters_of_a_language_model_learn_in_bf16(tmp_path, elastic):
             learning_rate=1e-2,
             batch=16,
             precision="bf16",
+            checkpointing=checkpointing,
+            checkpoint_every=10,
             adapters=AdapterSpec(rank=8, dropout=0.0),
         ),
         tmp_path / "work",

@@ -66,9 +66,9 @@ def main() -> None:
 
 
 def _ids() -> list[list[int]]:
-    """All of one length: in a batch of unequal ones each process would pad to its own longest."""
+    """Of several lengths: the passes and processes of a step have unequal shares of its tokens."""
     rng = random.Random(0)
-    return [[rng.randrange(2, 64) for _ in range(9)] for _ in range(160)]
+    return [[rng.randrange(2, 64) for _ in range(rng.randrange(4, 30))] for _ in range(160)]
 
 
 def _train_encoder(config, tokenizer, out: Path, accumulate: int, *, elastic: bool):
@@ -78,9 +78,9 @@ def _train_encoder(config, tokenizer, out: Path, accumulate: int, *, elastic: bo
     examples = Dataset.from_dict(
         {
             "input_ids": ids,
-            "attention_mask": [[1] * 9] * 160,
+            "attention_mask": [[1] * len(row) for row in ids],
             "labels": [row[0] % 3 for row in ids],
-            "length": [9] * 160,
+            "length": [len(row) for row in ids],
         }
     )
     settings = Optimization(
@@ -89,6 +89,7 @@ def _train_encoder(config, tokenizer, out: Path, accumulate: int, *, elastic: bo
         batch=16,
         accumulate=accumulate,
         relations_weight=0.5,
+        states_weight=0.5,
         checkpoint_every=100,
     )
     network = SuperNetwork(model) if elastic else model
@@ -112,7 +113,12 @@ def _train_adapters(out: Path, accumulate: int, *, elastic: bool):
     model = LlamaForCausalLM(config)
     ids = _ids()
     examples = Dataset.from_dict(
-        {"input_ids": ids, "attention_mask": [[1] * 9] * 160, "labels": ids, "length": [9] * 160}
+        {
+            "input_ids": ids,
+            "attention_mask": [[1] * len(row) for row in ids],
+            "labels": ids,
+            "length": [len(row) for row in ids],
+        }
     )
     settings = Optimization(
         steps=8,
