@@ -27,12 +27,15 @@ _MOUNTED = "/models"  # where the container has the repository
 _MODELS = {"model": "openvino_model", "tokenizer": "openvino_tokenizer"}
 
 
-def require_servable(model: str, target: Target) -> None:
+def require_servable(model: str, out: Path, target: Target) -> None:
     """Raise `UserError` unless the server could serve the model as it is exported for the target.
 
     Args:
         model: its name; no weights are read.
+        out: where it is exported to; it may hold no repository yet.
     """
+    if (out / REPOSITORY).exists():
+        raise UserError(f"{out / REPOSITORY}: exists already; choose another --out or remove it")
     if target.runtime != "openvino":
         raise UserError(f"--model-server: serves OpenVINO's models, the target is {target}")
     if generates(load_config(model, shrinkable=False)):

@@ -27,7 +27,7 @@ from hwnas.export.folders import (
     served_folder,
 )
 from hwnas.export.quantize import CALIBRATION_ROWS, calibration, quantize_folder
-from hwnas.export.serving import cold_start, write_serve
+from hwnas.export.serving import SCRIPT, cold_start, write_serve
 from hwnas.files import filling, write_json
 from hwnas.latency.target import DEVICES, PHASES, Target
 from hwnas.progress import bar
@@ -258,8 +258,8 @@ def export_and_check(
             random tokens and nothing is scored.
 
     Raises:
-        UserError: the model cannot be used, `out` holds an export already, or the target's device
-            is not here or its precision is not exported.
+        UserError: the model cannot be used, `out` holds any of these already, or the target's
+            device is not here or its precision is not exported.
         HwnasError: an exported folder's logits differ from torch's.
     """
     from hwnas.latency.runtimes import check_length, require
@@ -276,7 +276,7 @@ def export_and_check(
     require(target)  # now that its phase is known
     judged = judge(dense, tokenizer) if judge else None
     check_length(dense.config, target)
-    for name in dict.fromkeys((*FORMATS, served_folder(target))):
+    for name in dict.fromkeys((*FORMATS, served_folder(target), SCRIPT, RECORD)):
         if (out / name).exists():
             raise UserError(f"{out / name}: exists already; choose another --out or remove it")
     with filling(out) as staged:

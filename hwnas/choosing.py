@@ -76,12 +76,9 @@ def _proposer(contest: Contest, budget: str) -> Proposer:
 def _search(contest: Contest, budget: str) -> Proposer:
     """Proposals by search: seeds, then evolution, on the recipe's quality signal."""
     inputs = contest.inputs
-    lines = inputs.directory.lines("candidates.jsonl")
-    # an interrupted search is made again, with the signals that it had found
-    known = {Subnetwork.of(line["genome"]): line["signal"] for line in lines}
-    searched = (budget, contest.deployment_name)
-    others = [line for line in lines if (line["budget"], line.get("deployment", "")) != searched]
-    inputs.directory.rewrite("candidates.jsonl", others)
+    # an interrupted search is made again, with the signals that it had found; its lines stay
+    recorded = [Candidate(**line) for line in inputs.directory.lines("candidates.jsonl")]
+    known = {Subnetwork.of(line.genome): line.signal for line in recorded}
 
     def propose(predictor: LatencyPredictor, budget_ms: float, number: int) -> Iterable[Evaluated]:
         with bar(f"search {budget}, round {number}", inputs.plan.evaluations) as advance:
@@ -103,7 +100,8 @@ def _search(contest: Contest, budget: str) -> Proposer:
                     predicted_ms=_in_ms(contest, predictor, candidate).predicted_ms,
                     deployment=contest.deployment_name,
                 )
-                inputs.directory.append("candidates.jsonl", line.model_dump())
+                if line not in recorded:
+                    inputs.directory.append("candidates.jsonl", line.model_dump())
 
             evaluated = []
             additive = predictor.near(budget_ms)

@@ -118,7 +118,7 @@ def export(
     if model is None or out is None:
         raise UserError("export: give MODEL and --out, or --check with an earlier export")
     if model_server:
-        require_servable(model, Target.parse(target))
+        require_servable(model, out, Target.parse(target))
         keep_runtime = True
     record = export_model_as(
         model, out, Target.parse(target), precision, rows, max_drop, keep_runtime

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
 from hwnas import deployments
-from hwnas.deployments import Anchors, name_of, targets_of
-from hwnas.errors import UserError
+from hwnas.choosing import choose_structures
+from hwnas.contest import Contest
+from hwnas.deployments import Anchor, Anchors, Deployment, name_of, targets_of
+from hwnas.errors import BudgetError, UserError
 from hwnas.export import load_exported, served_folder
 from hwnas.files import read_json, read_model, validate
 from hwnas.latency.target import Target
@@ -19,7 +24,8 @@ from hwnas.pipeline import run
 from hwnas.recipe import Recipe, load_recipe
 from hwnas.report.records import read_lines
 from hwnas.report.text import served_at
-from hwnas.selection import Selection, TimedStructure, best_of
+from hwnas.search.evolution import Evaluated, finalists
+from hwnas.selection import Proposer, Selection, TimedStructure, best_of
 from hwnas.subnetwork import Subnetwork
 from hwnas.summary import Candidate, Summary
 
@@ -68,6 +74,73 @@ def test_of_each_kind_of_structure_the_best_deployment_is_kept() -> None:
     assert kept[2].deployment == "openvino:cpu:precision=int8-static" and kept[2].signal == 0.4
     assert kept[1].deployment == "" and kept[1].signal == 0.2
     assert len(found.timed) == 3
+
+
+WIDE, NARROW = Subnetwork.of([[4, 64], [4, 64]]), Subnetwork.of([[2, 32], [2, 32]])
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A latency table that is one factor of what a structure takes at the run's target."""
+
+    factor: float = 1.0
+    reference_ms: float = 10.0
+
+    def predictor(self, _confidence: float) -> _Table:
+        return self
+
+    def scaled(self, factor: float) -> _Table:
+        return _Table(self.factor * factor)
+
+    def predict(self, subnetwork: Subnetwork) -> float:
+        return self.factor * {WIDE: 10.0, NARROW: 5.5}[subnetwork]
+
+
+class _Front:
+    """The search of a front that is known: wide is better, by the same at any deployment."""
+
+    def proposer(self, _budget: str) -> Proposer:
+        def propose(predictor: Any, budget_ms: float, number: int) -> list[Evaluated]:
+            signals = {WIDE: 0.1, NARROW: 0.3}
+            every = [Evaluated("guided", s, x, predictor.predict(s)) for s, x in signals.items()]
+            if found := finalists(every, budget_ms):
+                return found
+            raise BudgetError("nothing fits")
+
+        return propose
+
+
+@pytest.mark.parametrize(
+    ("ratio", "signal", "wins", "expected"),
+    [
+        (0.5, 0.05, True, WIDE),  # twice as fast and hardly worse: the whole fits
+        (0.5, 0.35, False, NARROW),  # as fast, but worse than what is cut out of the exact one
+        (1.2, 0.05, False, NARROW),  # slower here: nothing of it fits
+        (0.9, -0.05, True, NARROW),  # what is cut out of it is better
+    ],
+)
+def test_what_a_deployment_saves_and_costs_decides_whether_it_wins(
+    ratio: float, signal: float, wins: bool, expected: Subnetwork, tmp_path: Path
+) -> None:
+    target = replace(OWN, precision="int8-static")
+    recipe = Recipe.model_validate(
+        {"target": TARGET, "budgets": ["60%"], "search": {"algorithm": "guided"}}
+    )
+    plan = SimpleNamespace(entrants=2)
+    inputs: Any = SimpleNamespace(recipe=recipe, path=tmp_path, plan=plan)
+    table: Any = _Table()
+    anchor = Anchor(target=str(target), ratio=ratio, signal=signal, loss=0.0)
+    other = Deployment(name_of(target, OWN), target, table, anchor, 10.0, 0.0)
+    anything: Any = SimpleNamespace(hidden=())
+    contest = Contest(inputs, table, *[anything] * 5, deployments=[other])
+    for one, factor in ((contest, 1.0), (contest.elsewhere[0], ratio)):
+        one.front = _Front()  # type: ignore[assignment]
+        one.clock = SimpleNamespace(time=_Table(factor).predict)  # type: ignore[assignment]
+    (found,) = choose_structures(contest, "60%").structures
+    assert found.deployment == (str(target) if wins else "") and found.subnetwork == expected
+    cost = signal if wins else 0.0
+    assert found.signal == pytest.approx((0.1 if expected == WIDE else 0.3) + cost)
+    assert found.measured_ms == pytest.approx(_Table(ratio if wins else 1.0).predict(expected))
 
 
 def test_all_that_run_here_are_meant_by_auto() -> None:

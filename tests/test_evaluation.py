@@ -15,8 +15,9 @@ import torch
 from hwnas.anatomy.dense import new_dense
 from hwnas.errors import UserError
 from hwnas.evaluation import evaluate_folder
-from hwnas.export import FORMATS, export_model, save_model
+from hwnas.export import FORMATS, export_model, load_exported, save_model
 from hwnas.subnetwork import Subnetwork
+from hwnas.tasks.generation import last_number
 
 LABELS = ("negative", "neutral", "positive")
 WORDS = ("good", "bad", "day", "a", "other")
@@ -130,9 +131,27 @@ def test_a_language_model_is_scored_on_choices_and_written_answers(tmp_path: Pat
     found = evaluate_folder(tmp_path / "smollm2", questions, kind="choice")
     assert set(found.metrics) == {"accuracy", "accuracy_norm"}
     assert found.value == 100
+    # what it writes is right, one more is wrong
+    prompt = tokenizer("Question: 2 plus 2 is\nAnswer:", return_tensors="pt")
+    written = load_exported(tmp_path / "smollm2").generate(
+        **prompt, max_new_tokens=64, do_sample=False
+    )
+    begins = prompt["input_ids"].shape[1]
+    number = last_number(tokenizer.decode(written[0, begins:], skip_special_tokens=True))
+    assert number is not None
+    answers = [f"{number + more:g}" for more in (0, 1)]
     sums = tmp_path / "sums.jsonl"
-    sums.write_text(json.dumps({"question": "2 plus 2 is", "answer": "4"}) + "\n")
+    rows_of_sums = [{"question": "2 plus 2 is", "answer": answer} for answer in answers]
+    sums.write_text("".join(json.dumps(row) + "\n" for row in rows_of_sums))
     found = evaluate_folder(tmp_path / "smollm2", sums, kind="instruction", metric="exact_match")
-    assert found.value in (0, 100) and 0 <= found.metrics["token_accuracy"] <= 100
+    assert found.value == 50
+    guessed = []
+    for answer in answers:
+        whole = f"Question: 2 plus 2 is\nAnswer: {answer}{tokenizer.eos_token}"
+        ids = tokenizer(whole, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            best = model(ids).logits[0, begins - 1 : -1].argmax(-1)
+        guessed += (best == ids[0, begins:]).tolist()
+    assert found.metrics["token_accuracy"] == pytest.approx(100 * sum(guessed) / len(guessed))
     with pytest.raises(UserError, match="--kind spans: is not for models like"):
         evaluate_folder(tmp_path / "smollm2", questions, kind="spans")

@@ -268,9 +268,8 @@ class Movement(TrainerCallback):
     ) -> None:
         assert model is not None
         self._parts = _Parts(model)
-        at = self._at(state.global_step)
-        if state.global_step and at.exists():
-            kept = read_tensors(at)
+        if state.global_step:
+            kept = read_tensors(self._at(state.global_step))
             self.sums = {n: kept[n].to(p.device) for n, p in self._parts.parameters.items()}
         else:
             self.sums = {n: torch.zeros_like(p) for n, p in self._parts.parameters.items()}
@@ -289,16 +288,17 @@ class Movement(TrainerCallback):
     ) -> None:
         if state.global_step == self.steps:
             self._save(self.kept)
+        if control.should_save:  # before the checkpoint: whoever finds it finds its sums
+            self._save(self._at(state.global_step))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if not leading():
             return
-        older = list(self.kept.parent.glob(f"{self.kept.stem}-*.safetensors"))
-        self._save(self._at(state.global_step))
-        for path in set(older) - {self._at(state.global_step)}:
-            path.unlink()
+        for path in self.kept.parent.glob(f"{self.kept.stem}-*.safetensors"):
+            if path != self._at(state.global_step):
+                path.unlink()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwnas.report.plots import GREY, drawing
+from hwnas.report.drawing import GREY, drawing
 from hwnas.report.text import metric_name
 
 if TYPE_CHECKING:

@@ -1,21 +1,29 @@
-"""The report's pictures as SVG text, to stand inside an HTML page.
+"""The pictures of a run's report: candidates, results, structures, importance, finalists.
 
-Drawn with matplotlib's object interface (no pyplot, no windows). Text stays text, so that it can
-be searched and read aloud. Kinds and strategies differ by colour (Okabe and Ito's palette, told
-apart with any colour vision) *and* by the shape of their marker. Names out of files are drawn as
-they are, never as mathematics. The same input gives the same text.
+Kinds and strategies look the same in all of them; see `drawing`.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hwnas.report.drawing import (
+    DARK,
+    FFN,
+    FULL,
+    GREY,
+    HEADS,
+    drawing,
+    legend_below,
+    legend_outside,
+    logarithmic,
+    looks_of,
+    short,
+    side_label,
+)
 from hwnas.report.text import metric_name
 from hwnas.search.spec import Signal
 from hwnas.subnetwork import Block, Subnetwork
@@ -23,52 +31,14 @@ from hwnas.summary import FRONT, Candidate, Chosen, Finalist, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from hwnas.latency.parts import Validation
     from hwnas.latency.table import LatencyTable
     from hwnas.report.records import Floats
 
-WIDTH = 10.0  # inches, of every picture
 _LEGEND_BLOCKS = 12  # of as many blocks each is named
 _MANY = 3000  # points from which they are drawn as an image, to keep the page small
 _PARTS = ("heads", "ffn")
-_DARK = "#222222"
-GREY = "#6b6b6b"
-HEADS, FFN, FULL = "#0072B2", "#D55E00", "#e4e4e4"
-
-# colour and marker of each kind of candidate and each strategy
-_STYLES = {
-    "evolved": ("#767676", "o"),
-    "exact": ("#0072B2", "D"),
-    "uniform": ("#D55E00", "s"),
-    "layers": ("#009E73", "^"),
-    "hybrid": ("#AA4499", "v"),
-    "search": ("#0072B2", "D"),
-}
-_OTHER_STYLES = (("#E69F00", "P"), ("#332288", "X"), ("#117733", "h"), ("#882255", "<"))
-
-_SETTINGS: dict[Any, Any] = {  # of matplotlib's rc parameters
-    "font.family": "sans-serif",
-    # matplotlib ships the first; a browser without it takes one that is as wide
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Geneva", "sans-serif"],
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-}
-
-
 _SIGNALS: dict[Signal, str] = {
     "divergence": "divergence from the teacher",
     "loss": "loss on the search's validation rows",
@@ -85,7 +55,7 @@ def pareto(
     """Every evaluated candidate: predicted latency against the search's quality signal."""
     with drawing("pareto", height=5.2) as (figure, svg):
         axes = figure.add_subplot()
-        for kind, (colour, marker) in _styles(c.kind for c in candidates).items():
+        for kind, (colour, marker) in looks_of(c.kind for c in candidates).items():
             points = [c for c in candidates if c.kind == kind]
             axes.scatter(
                 [c.predicted_ms for c in points],
@@ -101,9 +71,9 @@ def pareto(
             )
         _front(axes, candidates)
         _budget_lines(axes, chosen)
-        axes.axvline(baseline_ms, color=_DARK, linewidth=1.4)
+        axes.axvline(baseline_ms, color=DARK, linewidth=1.4)
         stated = " (divergence 0)" if signal == "divergence" else ""
-        _side_label(axes, baseline_ms, f"baseline{stated}")
+        side_label(axes, baseline_ms, f"baseline{stated}")
         winners = [(c, found) for c in chosen if (found := _candidate_of(c, candidates))]
         if winners:
             axes.scatter(
@@ -112,14 +82,14 @@ def pareto(
                 s=260,
                 marker="*",
                 color="#F0E442",
-                edgecolors=_DARK,
+                edgecolors=DARK,
                 linewidths=1.2,
                 label="chosen",
                 zorder=5,
             )
         values = [c.signal for c in candidates]
         if values and min(values) > 0 and max(values) > 10 * min(values):
-            _logarithmic(axes)
+            logarithmic(axes)
         else:
             axes.set_ylim(bottom=0)
         slowest = max([baseline_ms, *(c.predicted_ms for c in candidates)])
@@ -127,7 +97,7 @@ def pareto(
         axes.set_title("Candidates: the lower and the further left, the better")
         axes.set_xlabel("predicted latency (ms)")
         axes.set_ylabel(_SIGNALS[signal])
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
     return svg()
 
 
@@ -165,12 +135,12 @@ def results(summary: Summary, rivals: Sequence[Summary] = ()) -> str:
             [baseline.latency_ms],
             [baseline.metric],
             s=90,
-            color=_DARK,
+            color=DARK,
             marker="o",
             label="baseline",
         )
         axes.axhline(baseline.metric, color=GREY, linewidth=1, linestyle=":")
-        for strategy, (colour, marker) in _styles(s.strategy for s in (summary, *rivals)).items():
+        for strategy, (colour, marker) in looks_of(s.strategy for s in (summary, *rivals)).items():
             runs = [s for s in (summary, *rivals) if s.strategy == strategy]
             points = [c for run in runs for c in run.chosen]
             if points:
@@ -192,7 +162,7 @@ def results(summary: Summary, rivals: Sequence[Summary] = ()) -> str:
         axes.set_xlabel("measured latency (ms)")
         unit = "" if summary.metric == "matthews" else " (%)"
         axes.set_ylabel(metric_name(summary.metric) + unit)
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
     return svg()
 
 
@@ -207,7 +177,7 @@ def layers(chosen: Sequence[Chosen], full: Sequence[tuple[int, int]]) -> str:
                 widths = [block[part] for block in Subnetwork.of(c.genome).blocks]
                 limits = [block[part] for block in full[: len(widths)]]
                 _block_bars(axes, widths, limits, colour)
-                axes.set_title(f"{_short(c.budget, 24)}: {name}")
+                axes.set_title(f"{short(c.budget, 24)}: {name}")
                 axes.set_ylabel("active")
         for axes in grid[-1]:
             axes.set_xlabel("block (0 is the first)")
@@ -242,7 +212,7 @@ def importance(scores: Mapping[str, Floats]) -> str:
         grid[2].set_title("whole blocks")
         grid[2].set_xlabel("block")
         if depth <= _LEGEND_BLOCKS:
-            _legend_below(figure, grid[0])
+            legend_below(figure, grid[0])
     return svg()
 
 
@@ -296,7 +266,7 @@ def sensitivity(scores: Mapping[str, Floats], table: LatencyTable) -> str:
             axes.set_title(title)
             axes.set_xlabel("block")
             axes.set_xticks(places if depth <= _LEGEND_BLOCKS else places[::4])
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
     return svg()
 
 
@@ -335,7 +305,7 @@ def validation(found: Validation) -> str:
         axes.set_title("Latency table: predicted against measured")
         axes.set_xlabel("measured latency (ms)")
         axes.set_ylabel("predicted latency (ms)")
-        _legend_outside(axes)
+        legend_outside(axes)
     return svg()
 
 
@@ -345,11 +315,11 @@ def finalists(records: Sequence[Finalist]) -> str:
     several = any(number > 1 for _, number in groups)
     with drawing("finalists", height=0.9 + 3.0 * max(1, len(groups))) as (figure, svg):
         grid = figure.subplots(max(1, len(groups)), 1, squeeze=False)
-        styles = _styles(f.kind for f in records)
+        looks = looks_of(f.kind for f in records)
         for (axes,), (budget, number) in zip(grid, groups, strict=False):
             here = [f for f in records if (f.budget, f.round) == (budget, number)]
             for path in _paths(here):
-                colour, marker = styles[path[0].kind]
+                colour, marker = looks[path[0].kind]
                 axes.plot(
                     [f.steps for f in path],
                     [f.loss for f in path],
@@ -368,12 +338,12 @@ def finalists(records: Sequence[Finalist]) -> str:
                         va="center",
                         color=GREY,
                     )
-            title = f"{_short(budget, 24)}: finalists, the lower the better"
+            title = f"{short(budget, 24)}: finalists, the lower the better"
             axes.set_title(f"{title} (round {number})" if several else title)
             axes.set_xlabel("training steps of the finalist")
             axes.set_ylabel("validation loss")
             axes.margins(x=0.08, y=0.15)
-            _legend_outside(axes)
+            legend_outside(axes)
     return svg()
 
 
@@ -393,7 +363,7 @@ def _block_bars(axes: Axes, widths: Sequence[int], limits: Sequence[int], colour
             va="bottom",
             rotation=90 if crowded or not width else 0,
             fontsize=8 if crowded else 9.5,
-            color=_DARK,
+            color=DARK,
         )
     axes.set_ylim(0, 1.3 * top if crowded else 1.15 * top)
     axes.grid(False)
@@ -436,41 +406,7 @@ def _front(axes: Axes, candidates: Sequence[Candidate]) -> None:
 def _budget_lines(axes: Axes, chosen: Sequence[Chosen]) -> None:
     for c in chosen:
         axes.axvline(c.budget_ms, color="#B00020", linewidth=1.2, linestyle="--")
-        _side_label(axes, c.budget_ms, f"budget {_short(c.budget, 16)}")
-
-
-def _side_label(axes: Axes, x: float, label: str) -> None:
-    """Text along a vertical line, at its top, on the line's left."""
-    axes.annotate(
-        label,
-        (x, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(-3, -2),
-        textcoords="offset points",
-        rotation=90,
-        ha="right",
-        va="top",
-        fontsize=9.5,
-        color=_DARK,
-    )
-
-
-def _logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-
-
-def _legend_outside(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+        side_label(axes, c.budget_ms, f"budget {short(c.budget, 16)}")
 
 
 def _largest_ms(summary: Summary, rivals: Sequence[Summary]) -> float:
@@ -480,44 +416,3 @@ def _largest_ms(summary: Summary, rivals: Sequence[Summary]) -> float:
         *(value for s in runs for c in s.chosen for value in (c.measured_ms, c.budget_ms)),
         0.0,
     )
-
-
-def _styles(names: Iterator[str] | Sequence[str] | Any) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each name; unknown ones take the spare styles in order."""
-    present = list(dict.fromkeys(names))
-    known = {name: _STYLES[name] for name in _STYLES if name in present}
-    unknown = [name for name in present if name not in _STYLES]
-    spare = {name: _OTHER_STYLES[i % len(_OTHER_STYLES)] for i, name in enumerate(unknown)}
-    return known | spare
-
-
-def _short(name: str, limit: int) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
-
-
-@contextmanager
-def drawing(name: str, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
-    """A new figure, and a function that gives its SVG once the block has ended.
-
-    `name` keeps the ids of several pictures in one page apart.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    drawn: list[str] = []
-    with rc_context({**_SETTINGS, "svg.hashsalt": name}):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        yield figure, lambda: drawn[0]
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg")
-        drawn.append(_inline(buffer.getvalue(), name))
-
-
-def _inline(svg: str, name: str) -> str:
-    """The `<svg>` element alone, without metadata, as wide as the page, its ids its own."""
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r"<metadata>.*?</metadata>\s*", "", element, flags=re.DOTALL)
-    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
-    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
-    element = re.sub(r'\bid="', f'id="{name}-', element)
-    return re.sub(r'(url\(|href=")#', rf"\1#{name}-", element).strip()

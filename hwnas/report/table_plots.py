@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hwnas.latency.target import Target
-from hwnas.report.plots import FFN, FULL, GREY, HEADS, drawing
+from hwnas.report.drawing import FFN, FULL, GREY, HEADS, drawing
 from hwnas.subnetwork import Subnetwork
 
 if TYPE_CHECKING:

@@ -179,21 +179,22 @@ def rows_of(dataset: Dataset, columns: Columns, parse: Parse, source: str) -> li
     dataset = dataset.select_columns(list(columns.all))
     feature = dataset.features[columns.label] if columns.label else None
     records: Iterable[dict[str, Any]] = iter(dataset)
-    if isinstance(feature, ClassLabel):
+    classes = getattr(feature, "feature", feature)  # where a row has a list of labels, one's
+    if isinstance(classes, ClassLabel):
         if all(value == -1 for value in dataset[columns.label]):
             return []
-        names = feature.names
+        names = classes.names
         records = (
-            {**record, columns.label: names[i] if (i := record[columns.label]) >= 0 else None}
-            for record in dataset
-        )
-    elif isinstance(inner := getattr(feature, "feature", None), ClassLabel):
-        names = inner.names
-        records = (
-            {**record, columns.label: [names[i] for i in record[columns.label]]}
-            for record in dataset
+            {**record, columns.label: _named(record[columns.label], names)} for record in dataset
         )
     return list(_rows(enumerate(records), columns, parse, source, "row"))
+
+
+def _named(label: Any, names: Sequence[str]) -> Any:
+    """What a class number, or each of a list, is called; None where there is none (-1, null)."""
+    if isinstance(label, list):
+        return [_named(one, names) for one in label]
+    return None if label is None or label < 0 else names[label]
 
 
 def read_hub(
@@ -214,15 +215,18 @@ def read_hub(
         UserError: it cannot be had, or has no split for `train`.
     """
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     source = f"dataset {name}"
     try:
         found = load_dataset(name, subset)
     except (OSError, ValueError, RuntimeError) as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
         raise UserError(
-            f"{source}: no such file, and not to be had from the hub: {reason}"
+            f"{source}: no such file, and not to be had from the hub: {_first_line(error)}"
+        ) from None
+    except DatasetsError as error:  # what is wrong, only its cause says
+        raise UserError(
+            f"{source}: its files cannot be read: {_first_line(error.__cause__ or error)}"
         ) from None
     wanted = splits or {split: split for split in ("train", "validation", "test")}
     if wanted["train"] not in found:
@@ -241,6 +245,11 @@ def read_hub(
     if "train" not in read:
         raise UserError(f"{source}: split {wanted['train']} has no labelled rows")
     return read, notes
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def text_columns(rows: Sequence[Row]) -> list[list[str]]:

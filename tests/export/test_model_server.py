@@ -66,3 +66,14 @@ def test_what_it_cannot_serve_is_refused_first(
     with pytest.raises(UserError, match=message):
         app([*command, "--model-server"], standalone_mode=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_repository_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "model_server" / "config.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    command = ["export", "demo:minilm", "--out", str(tmp_path / "out"), "--target", TARGET]
+    with pytest.raises(UserError, match="model_server: exists already; choose another --out"):
+        app([*command, "--model-server"], standalone_mode=False)
+    assert mine.read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model_server"]

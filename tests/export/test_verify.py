@@ -185,6 +185,21 @@ def test_export_and_check_from_a_folder(tiny: tuple[Any, Any], tmp_path: Path) -
         export_and_check(str(tmp_path / "source"), out, target)
 
 
+@pytest.mark.parametrize("name", ["serve.py", "export.json"])
+def test_files_of_others_are_not_overwritten(
+    name: str, tiny: tuple[Any, Any], tmp_path: Path
+) -> None:
+    save_model(*tiny, tmp_path / "source")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name}: exists already; choose another --out") as caught:
+        export_and_check(str(tmp_path / "source"), out, Target("openvino", seq=16))
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_text() == "mine"
+
+
 def test_export_and_check_refuses_weights_without_a_head(minilm_dir: Path, tmp_path: Path) -> None:
     headless = tmp_path / "headless"
     shutil.copytree(minilm_dir, headless)

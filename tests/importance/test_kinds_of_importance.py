@@ -4,17 +4,21 @@ import copy
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny_models import DECODERS, inputs_of, make_model
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, TrainerCallback
 
 from hwnas.anatomy import find_shape
 from hwnas.elastic.supernet import SuperNetwork
+from hwnas.files import read_tensors
 from hwnas.importance.kinds import Movement, measure
 from hwnas.importance.reordering import reorder
 from hwnas.importance.scores import Importance
 from hwnas.importance.spec import ImportanceSpec
 from hwnas.models import load_model
 from hwnas.subnetwork import Block, Subnetwork
+from hwnas.training.optimization import Optimization
+from hwnas.training.trainer import train
 
 
 def _batches(vocab: int, classes: int, count: int = 4) -> list[dict[str, torch.Tensor]]:
@@ -250,19 +254,66 @@ def test_movement_is_resumed_with_its_training(tiny_config, tmp_path):
         model(**rows[at]).loss.backward()
         movement.on_pre_optimizer_step(args, state, control)
         state.global_step = at + 1
+        movement.on_step_end(args, state, control)
 
     step(first, 0)
+    control.should_save = True
     step(first, 1)
-    first.on_save(args, state, control)
+    control.should_save = False
     second = Movement(tmp_path / "again" / "m.safetensors", 4)
     second.on_train_begin(args, state, control, model=model)
     for at in (2, 3):
         step(first, at)
-        kept = state.global_step
         step(second, at)
-        assert state.global_step == kept
     for name, total in first.sums.items():
         assert torch.equal(total, second.sums[name])
+
+
+class _Kill(TrainerCallback):
+    """Ends a training as a kill would, at step 8: before its checkpoint is written, or after."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def _at(self, when: str, state) -> None:
+        if when == self.when and state.global_step == 8:
+            raise KeyboardInterrupt
+
+    def on_step_end(self, args, state, control, **_):
+        self._at("before", state)
+
+    def on_save(self, args, state, control, **_):
+        self._at("after", state)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_movement_is_whole_wherever_its_training_is_killed(
+    when, new_tiny_config, tiny_tokenizer, tmp_path
+):
+    ids = torch.randint(5, 60, (96, 8), generator=torch.Generator().manual_seed(0))
+    rows = {"input_ids": ids.tolist(), "attention_mask": [[1] * 8] * 96, "length": [8] * 96}
+    examples = Dataset.from_dict(rows | {"labels": (ids[:, 1] % 3).tolist()})
+    settings = Optimization(steps=12, learning_rate=1e-3, batch=8, checkpoint_every=4)
+
+    def sums(name: str, kill: str = "") -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(new_tiny_config())
+        kept, work = tmp_path / f"{name}.safetensors", tmp_path / name
+        around = [_Kill(kill)] if kill else []
+        movement = Movement(kept, 12)
+        # the last to be told of a step, the first to be told of a checkpoint
+        order = (movement, *around) if kill == "before" else (*around, movement)
+        train(model, tiny_tokenizer, examples, settings, work, callbacks=order)
+        return read_tensors(kept)
+
+    whole = sums("whole")
+    with pytest.raises(KeyboardInterrupt):
+        sums("killed", when)
+    checkpoints = [path.name for path in (tmp_path / "killed").glob("checkpoint-*")]
+    assert checkpoints == ["checkpoint-4" if when == "before" else "checkpoint-8"]
+    again = sums("killed")
+    for name, total in whole.items():
+        assert torch.equal(again[name], total), name
 
 
 @pytest.mark.parametrize("by", ["sum", "l2"])

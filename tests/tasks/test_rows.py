@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hwnas.errors import UserError
 from hwnas.tasks.classification import Classification
 from hwnas.tasks.rows import Columns, Row, read_file, read_hub, rows_of
+from hwnas.tasks.tokens import Tokens
 
 COLUMNS = Columns(("text",), "label")
 PARSE = Classification().parse
@@ -115,7 +116,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         read_file(tmp_path / "folder.csv", COLUMNS, PARSE)
 
 
-def _dataset(labels: list[int]) -> Dataset:
+def _dataset(labels: list[int | None]) -> Dataset:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     texts = [f"text {i}" for i in range(len(labels))]
     return Dataset.from_dict({"text": texts, "label": labels}, features=features)
@@ -125,10 +126,50 @@ def test_a_hub_dataset_s_class_names_are_the_labels() -> None:
     rows = rows_of(_dataset([1, 0]), COLUMNS, PARSE, "dataset x")
     assert rows == [Row(("text 0",), "yes", 0), Row(("text 1",), "no", 1)]
     assert rows_of(_dataset([-1, -1]), COLUMNS, PARSE, "dataset x") == [], "a hidden test set"
-    with pytest.raises(UserError, match="dataset x: row 1: no label"):
-        rows_of(_dataset([1, -1]), COLUMNS, PARSE, "dataset x")
+    for missing in (-1, None):
+        with pytest.raises(UserError, match="dataset x: row 1: no label in column 'label'"):
+            rows_of(_dataset([1, missing]), COLUMNS, PARSE, "dataset x")
     with pytest.raises(UserError, match="dataset x: no column 'label'; it has: text"):
         rows_of(_dataset([1]).remove_columns("label"), COLUMNS, PARSE, "dataset x")
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+def test_a_word_of_a_hub_dataset_without_a_label_is_refused(missing: int | None) -> None:
+    classes = ClassLabel(names=["O", "B-place"])
+    features = Features({"words": List(Value("string")), "tags": List(classes)})
+    columns = Columns(("words",), "tags")
+
+    def read(tags: list[int | None] | None) -> list[Row]:
+        rows = {"words": [["in", "Rome"]] * 2, "tags": [[0, 1], tags]}
+        dataset = Dataset.from_dict(rows, features=features)
+        return rows_of(dataset, columns, Tokens().parse, "dataset x")
+
+    assert read([0, 0])[0] == Row(("in", "Rome"), ("O", "B-place"), 0)
+    for tags in ([0, missing], None):
+        with pytest.raises(UserError, match="dataset x: row 1: column 'tags' holds"):
+            read(tags)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("train.csv", "text,label\na,0\nb,1,2,3\n", "Expected 2 fields in line 3, saw 4"),
+        ("train.jsonl", '{"text": "a", "label": 0}\n{"text": "b", "lab\n', "JSON parse error"),
+        ("train.parquet", "no parquet", "Parquet magic bytes not found"),
+    ],
+)
+def test_damaged_files_of_the_hub_s_library_are_said_in_one_line(
+    name: str, content: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=f"dataset {folder}: .*{words}") as caught:
+        read_hub(str(folder), None, COLUMNS, PARSE)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_dataset_of_the_hub_s_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,13 +109,13 @@ def test_a_choice_is_scored_as_lm_evaluation_harness_does() -> None:
     answers = np.zeros((13, 2), dtype=np.float32)
     # row 0: -3 for the first (3 bytes), -4 for the second, the right one (6 bytes)
     answers[[3, 4, 5], 0] = [-1.0, -2.0, -4.0]
-    # row 1: -6 for the right one, -7 for the other
-    answers[[8, 9, 10, 11, 12], 0] = [-2.0, -2.0, -2.0, -3.5, -3.5]
+    # row 1: -6 for the right one, -13 for the other
+    answers[[8, 9, 10, 11, 12], 0] = [-2.0, -2.0, -2.0, -6.5, -6.5]
     assert kind.score("accuracy", answers, encoded) == 50
-    # by byte: -1 against -2/3 in the one, -2 against -7/6 in the other
-    assert kind.score("accuracy_norm", answers, encoded) == 50
+    # by byte: -1 against -2/3 in the one, -2 against -13/6 in the other
+    assert kind.score("accuracy_norm", answers, encoded) == 100
     expected = -np.log(np.exp(-4) / (np.exp(-3) + np.exp(-4)))
-    expected -= np.log(np.exp(-6) / (np.exp(-6) + np.exp(-7)))
+    expected -= np.log(np.exp(-6) / (np.exp(-6) + np.exp(-13)))
     assert kind.loss(answers, encoded) == pytest.approx(expected / 2)
     assert kind.divergence(answers, answers, encoded) == pytest.approx(0)
 
