@@ -43,7 +43,8 @@ from typing import Any
 import torch
 from record import ROOT, Results, options
 
-from hwnas.federated.client import Client, Identity
+from hwnas.federated.client import Client
+from hwnas.federated.identity import Identity
 from hwnas.federated.local import Trainee, train_locally
 from hwnas.federated.originals import original_of
 from hwnas.federated.population import deal, load_simulated

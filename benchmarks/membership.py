@@ -18,7 +18,8 @@ from typing import Any
 from datasets import concatenate_datasets
 from record import ROOT, Results, options
 
-from hwnas.federated.client import Client, Identity
+from hwnas.federated.client import Client
+from hwnas.federated.identity import Identity
 from hwnas.federated.membership import attack, losses
 from hwnas.federated.privacy import epsilon
 from hwnas.federated.recipe import FederatedRecipe

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hwnas.errors import HwnasError, UserError
-from hwnas.federated.continual import phases_of_rows
+from hwnas.federated.identity import Identity, encoded_of, holding_of, rows_of
 from hwnas.federated.messages import (
     ORDER,
     Done,
@@ -42,20 +42,10 @@ from hwnas.federated.originals import (
     recipe_of,
     sorted_of,
 )
-from hwnas.federated.population import (
-    Holding,
-    deal,
-    holding,
-    load_simulated,
-    own_holding,
-    own_labels,
-    own_rows,
-)
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.tiers import dealt_tiers, own_tier
 from hwnas.latency.table import LatencyTable
 from hwnas.subnetwork import Subnetwork
-from hwnas.tasks.kinds import encode_training
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,75 +58,8 @@ if TYPE_CHECKING:
     from hwnas.federated.personal import Own
     from hwnas.tasks.kinds import Kind
 
-_KEPT = 64  # clients whose tokenized rows a process keeps
 _LOOK = 32  # held-out rows at most, by which a client tells the loss of what it is sent to train
 RECIPE_KEY = "recipe"  # of Flower's run config, a recipe as JSON
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who a client is by its node config: a share of dealt rows, or a file of its own."""
-
-    name: str
-    partition: int | None = None
-    data: str | None = None
-    tier: str | None = None
-    table: str | None = None
-    budget: str | None = None
-    memory_mb: float | None = None
-    keep: str | None = None
-
-    @classmethod
-    def of(cls, context: Context) -> Identity:
-        """By what Flower or whoever started the SuperNode said.
-
-        Raises:
-            UserError: neither rows nor a partition were given.
-        """
-        given = context.node_config
-        name, partition = given.get("name"), given.get("partition-id")
-        device: dict[str, Any] = {
-            key: str(given[key]) for key in ("tier", "table", "budget", "keep") if key in given
-        }
-        memory = given.get("memory_mb")
-        memory_mb = float(memory) if memory is not None else None
-        if (data := given.get("data")) is not None:
-            name = str(name or f"node-{context.node_id}")
-            return cls(name, data=str(data), memory_mb=memory_mb, **device)
-        if partition is None:
-            raise UserError('node config: give data="FILE" and tier="NAME", or partition-id=NUMBER')
-        name = str(name or f"client-{int(partition):04}")
-        return cls(name, partition=int(partition), memory_mb=memory_mb, **device)
-
-
-@lru_cache(maxsize=2)
-def _dealt(text: str) -> tuple[Any, list[list[int]]]:
-    recipe = recipe_of(text)
-    task = load_simulated(recipe)
-    return task, deal(recipe, task)
-
-
-@lru_cache(maxsize=_KEPT)
-def holding_of(text: str, who: Identity, labels: tuple[str, ...]) -> Holding:
-    """A client's rows.
-
-    Raises:
-        UserError: they cannot be had.
-    """
-    recipe = recipe_of(text)
-    if who.data is not None:
-        rows = own_rows(recipe, Path(who.data).expanduser())
-        return own_holding(recipe, rows, labels or own_labels(rows, recipe.task.task_kind))
-    task, dealt = _dealt(text)
-    assert who.partition is not None
-    if who.partition >= len(dealt):
-        raise UserError(
-            f"partition-id {who.partition}: the recipe deals rows to {len(dealt)} clients"
-        )
-    found = holding(recipe, task, dealt[who.partition])
-    if labels and list(labels) != found.labels:
-        raise UserError(f"labels {list(labels)} are not those of the data, {found.labels}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -198,7 +121,11 @@ class Client:
         Args:
             phase: only the rows of that phase of a continual run.
         """
-        return _encoded(self.text, self.who, tuple(labels), split, phase)
+        return encoded_of(self.text, self.who, tuple(labels), split, phase)
+
+    def count(self, labels: list[str], split: str, phase: int | None = None) -> int:
+        """How many rows these are; a row may be several windows in tokens."""
+        return len(rows_of(self.text, self.who, tuple(labels), split, phase))
 
     def trainee(self, work: Work, content: RecordDict) -> Trainee:
         """The dense model whose weights came."""
@@ -250,7 +177,8 @@ class Client:
         part = part_of(self.text, tuple(work.labels), own)
         back = trainee.result(part)
         if private is None:
-            return Done(rows=len(rows), loss=loss, seconds=seconds), back
+            count = self.count(work.labels, "train", work.phase)
+            return Done(rows=count, loss=loss, seconds=seconds), back
         if private.kind == "local" or self.recipe.secure is not None:
             full = Subnetwork.full(find_shape(original.config))
             whole = part_of(self.text, tuple(work.labels), full)
@@ -284,7 +212,7 @@ class Client:
             raise UserError("evaluation.clients: false, so no scores are told")
         loss, score = self._judge(self.trainee(work, content).model, work.labels)
         return Done(
-            rows=len(self.encoded(work.labels, "held_out")),
+            rows=self.count(work.labels, "held_out"),
             loss=loss,
             score=score,
             seconds=time.perf_counter() - begin,
@@ -323,7 +251,7 @@ class Client:
             with network.as_subnetwork(structure) as model:
                 found.append(self._judge(model.eval(), work.labels))
         return Judged(
-            rows=len(self.encoded(work.labels, "held_out")),
+            rows=self.count(work.labels, "held_out"),
             losses=[loss for loss, _ in found],
             scores=[score for _, score in found],
         )
@@ -358,7 +286,7 @@ class Client:
         _, before = self._judge(shared, labels)
         _, score = self._judge(own.model, labels)
         return Personal(
-            rows=len(self.encoded(labels, "held_out")),
+            rows=self.count(labels, "held_out"),
             shared=before,
             own=score,
             kept=own.kept,
@@ -387,23 +315,16 @@ class Client:
         return Done(rows=min(len(rows), self.recipe.importance_rows), seconds=seconds), named
 
 
-@lru_cache(maxsize=2 * _KEPT)
-def _encoded(
-    text: str, who: Identity, labels: tuple[str, ...], split: str, phase: int | None
-) -> Dataset:
-    recipe = recipe_of(text)
-    held = holding_of(text, who, labels)
-    rows = held.train if split == "train" else held.held_out
-    if phase is not None:
-        of_rows = phases_of_rows(recipe, rows, len(labels))
-        rows = rows.select([i for i, found in enumerate(of_rows) if found == phase])
-        if not len(rows):
-            return rows
-    tokenizer = original_of(text, labels).tokenizer
-    kind = recipe.task.task_kind
-    if split == "train":
-        return encode_training(kind, rows, tokenizer, recipe.length)
-    return kind.encode(rows, tokenizer, recipe.length)
+def _failed(error: Exception, *, private: bool) -> Failed:
+    """Why a client could not do something; where privacy counts, its own log alone says that."""
+    if not private:
+        return Failed(error=str(error), idle=isinstance(error, IdleError))
+    from logging import ERROR
+
+    from flwr.common.logger import log
+
+    log(ERROR, "%s", error, exc_info=not isinstance(error, HwnasError))
+    return Failed(error="it failed; why stands in the client's own log")
 
 
 @lru_cache(maxsize=1)
@@ -442,8 +363,11 @@ def client_app(recipe: FederatedRecipe | None = None) -> ClientApp:
         _settle()
         try:
             content = answer(Client(text_of(context), Identity.of(context)), message.content)
-        except HwnasError as error:
-            content = pack(Failed(error=str(error), idle=isinstance(error, IdleError)))
+        except Exception as error:
+            private = recipe_of(text_of(context)).privacy is not None
+            if not private and not isinstance(error, HwnasError):
+                raise
+            content = pack(_failed(error, private=private))
         return Message(content=content, reply_to=message)
 
     @app.query("hello")

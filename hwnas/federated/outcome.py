@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from hwnas.federated.judging import judge, judge_at_clients, personalised, served
 from hwnas.federated.privacy import epsilon
-from hwnas.federated.roster import EVENTS, Roster
+from hwnas.federated.roster import ASKED, EVENTS, Roster
 from hwnas.federated.search import search
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import FederatedSummary, Round, TierResult
@@ -76,7 +76,7 @@ def finish(
         trained_bytes=sum(2 * one.asked * _NUMBER * trained for one in rounds),
         everything_bytes=sum(2 * one.asked * _NUMBER * whole for one in rounds),
         steps=sum(one.steps for one in rounds),
-        epsilon=epsilon(recipe),
+        epsilon=epsilon(recipe, len(roster.directory.lines(ASKED))),
         delta=recipe.privacy.delta if recipe.privacy else None,
         events=dict(sorted(events.items())),
         personal=own,

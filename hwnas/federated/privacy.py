@@ -36,8 +36,13 @@ if TYPE_CHECKING:
 _LITTLE = 0.3  # noise below which epsilons of a round are beyond ten, and their exact account huge
 
 
-def epsilon(recipe: FederatedRecipe) -> float | None:
+def epsilon(recipe: FederatedRecipe, asked: int = 0) -> float | None:
     """The epsilon at the recipe's delta of all its rounds; None without privacy.
+
+    Args:
+        asked: how often a client may have been asked, if more than once a round: a round that a
+            killed server asks again is answered again, with other noise. (Central: what a killed
+            server was told stays with it, which is trusted, and nobody has seen a model of it.)
 
     By the privacy loss distribution (`dp-accounting`), or, with so little noise that it would fill
     the memory, by the bound of Rényi orders. Central: of adding or removing a client, with the
@@ -57,7 +62,7 @@ def epsilon(recipe: FederatedRecipe) -> float | None:
     accountant: dp_accounting.PrivacyAccountant = (
         rdp.RdpAccountant() if noise < _LITTLE else pld.PLDAccountant()
     )
-    accountant.compose(event, recipe.rounds)
+    accountant.compose(event, max(asked, recipe.rounds))
     return float(accountant.get_epsilon(spec.delta))
 
 

@@ -6,6 +6,7 @@ again while it stays.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from hwnas.errors import HwnasError
 from hwnas.federated.exchange import Answer, Request, ask
 from hwnas.federated.messages import HELLO, GarbledError, Hello, Work, pack, unpack
 from hwnas.federated.recipe import FederatedRecipe
+from hwnas.federated.secure import LEVELS
 from hwnas.federated.state import ServerState
 from hwnas.federated.tiers import Device, own_device, own_tier, tiers_of
 from hwnas.rundir import RunDirectory
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 EVENTS = "events.jsonl"
+ASKED = "asked.jsonl"  # a line for each time that a round asks, where what clients send is counted
 _LOOK_S = 0.5  # between two looks for clients that connect
 
 
@@ -113,6 +116,13 @@ class Roster:
                 return
             time.sleep(_LOOK_S)
 
+    @property
+    def most_rows(self) -> float:
+        """That a client may say it has; beside more, a row would weigh nothing in a secure sum."""
+        recipe = self.recipe
+        weighed = recipe.secure is not None and recipe.aggregation.weigh == "examples"
+        return min(recipe.clients.rows or math.inf, LEVELS if weighed else math.inf)
+
     def _greet(self, number: int, nodes: Sequence[int], end: float) -> None:
         names = {hello.name for hello in self.clients.values()}
         requests = (
@@ -124,6 +134,8 @@ class Roster:
                 hello = unpack(answer.said, Hello)
                 if hello.name in names:
                     raise GarbledError(f"another client is {hello.name!r} already")
+                if hello.rows > self.most_rows:
+                    raise GarbledError(f"{hello.rows} rows, {self.most_rows:.0f} are the most")
                 known = [tier.name for tier in self.recipe.tiers]
                 if hello.device is not None and hello.tier in known:
                     raise GarbledError(f"tier {hello.tier!r} is the recipe's, not its own to say")

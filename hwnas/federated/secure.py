@@ -251,12 +251,18 @@ class Group:
             Key.MAX_WEIGHT: float(self.heaviest),
         }
         keys = {}
+        seen: set[bytes] = set()
         for node, _, found in self._ask(Stage.SETUP, self.nodes, lambda _: asked):
             pair = (found.get(Key.PUBLIC_KEY_1), found.get(Key.PUBLIC_KEY_2))
-            if not all(isinstance(key, bytes) for key in pair):
-                self._left(node, "its public keys are missing")
+            if not all(isinstance(key, bytes) and _is_key(key) for key in pair):
+                self._left(node, "its public keys are missing, or are none")
                 continue
-            keys[node] = cast("tuple[bytes, bytes]", pair)
+            mine = cast("tuple[bytes, bytes]", pair)
+            if mine[0] == mine[1] or seen & set(mine):  # its neighbours would all refuse them
+                self._left(node, "its public keys are not two of its own")
+                continue
+            seen.update(mine)
+            keys[node] = mine
         return keys
 
     def _shared(self, keys: Mapping[int, tuple[bytes, bytes]]) -> dict[int, dict[int, bytes]]:
@@ -386,6 +392,19 @@ class Group:
 def _list(found: Mapping[str, Any], key: str) -> list[Any]:
     value = found.get(key)
     return value if isinstance(value, list) else []
+
+
+def _is_key(public: bytes) -> bool:
+    """Whether others can agree on a secret with the key's owner."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from flwr.supercore.primitives.asymmetric import bytes_to_public_key
+
+    try:
+        key = bytes_to_public_key(public)
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
 
 
 def _common(secret: bytes, public: bytes) -> bytes:

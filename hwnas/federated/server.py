@@ -42,7 +42,7 @@ from hwnas.federated.outcome import finish
 from hwnas.federated.parts import Part, Tensors
 from hwnas.federated.privacy import NoisySum, largest_norm
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.roster import EVENTS, Roster
+from hwnas.federated.roster import ASKED, EVENTS, Roster
 from hwnas.federated.server_optimizers import ServerOptimizer
 from hwnas.federated.state import ServerState
 from hwnas.federated.summary import ClientScore, FederatedSummary, Round
@@ -220,11 +220,7 @@ class Federation:
 
         By the seed, unless privacy rests on nobody's foretelling who is asked.
         """
-        nodes = self.roster.by_name(self.roster.clients)
-        continual = self.recipe.continual
-        if continual is not None:
-            phase, everybody = phase_at(self.recipe, number), len(nodes)
-            nodes = [n for i, n in enumerate(nodes) if is_there(continual, phase, i, everybody)]
+        nodes = self.present(number)
         if not nodes:
             return []
         private = self.recipe.privacy
@@ -236,10 +232,23 @@ class Federation:
         picked = rng.sample(range(len(nodes)), self.recipe.asked(len(nodes)))
         return [nodes[i] for i in sorted(picked)]
 
+    def present(self, number: int) -> list[int]:
+        """Nodes that may be asked in a round, in the order of their clients' names."""
+        nodes = self.roster.by_name(self.roster.clients)
+        continual = self.recipe.continual
+        if continual is None:
+            return nodes
+        phase, everybody = phase_at(self.recipe, number), len(nodes)
+        return [n for i, n in enumerate(nodes) if is_there(continual, phase, i, everybody)]
+
     def train(self, state: ServerState, number: int) -> Round:
         """One round's training, aggregated into the state."""
         recipe, before = self.recipe, state.tensors
         nodes = self.chosen(number)
+        if recipe.privacy is not None and recipe.privacy.kind == "local":
+            # before anybody is asked: what clients have sent counts though a kill ends the round
+            asked = self.directory.lines(ASKED)
+            self.directory.rewrite(ASKED, [*asked, {"round": number}])
         updates = Updates(
             roster=self.roster,
             state=state,
@@ -315,7 +324,8 @@ class Federation:
         if private is None or private.kind == "local":
             return aggregator(self.recipe.aggregation, state.tensors)
         shapes = {name: tensor.shape for name, tensor in state.tensors.items()}
-        clients = Counter(hello.tier for hello in self.roster.clients.values())
+        present = self.present(updates.number)
+        clients = Counter(self.roster.clients[node].tier for node in present)
         expected: dict[Part, float] = {}
         for tier, count in clients.items():
             part = updates.parts[updates.trained[tier].name]

@@ -12,6 +12,7 @@ from hwnas.federated.aggregation import Update
 from hwnas.federated.exchange import Request
 from hwnas.federated.messages import (
     Done,
+    GarbledError,
     Hello,
     IdleError,
     Work,
@@ -94,6 +95,8 @@ class Updates:
             name = self._name(answer.node)
             try:
                 done = unpack(answer.said, Done)
+                if self.roster.recipe.privacy is None and done.rows > hello.rows:
+                    raise GarbledError(f"it learned from {done.rows} rows, and has {hello.rows}")
                 after = self.parts[name].sent_back(arrays_of(answer.said))
             except HwnasError as error:
                 what = "idle" if isinstance(error, IdleError) else "failed"

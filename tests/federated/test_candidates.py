@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord, Error, Message
 from in_process import InProcess, run
 
 from hwnas.anatomy import find_shape
-from hwnas.federated.client import Client, Identity
+from hwnas.federated.client import Client
+from hwnas.federated.identity import Identity
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.search import union
 from hwnas.federated.state import ServerState

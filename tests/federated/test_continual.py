@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from in_process import InProcess
 
-from hwnas.federated.client import Client, Identity, client_app
+from hwnas.federated.client import Client, client_app
 from hwnas.federated.continual import forgetting, is_there, phase_at
+from hwnas.federated.identity import Identity
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.federated.server import federate
 from hwnas.federated.summary import FederatedSummary

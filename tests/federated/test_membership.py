@@ -10,7 +10,8 @@ import pytest
 from datasets import concatenate_datasets
 from in_process import run
 
-from hwnas.federated.client import Client, Identity
+from hwnas.federated.client import Client
+from hwnas.federated.identity import Identity
 from hwnas.federated.membership import Membership, attack, losses
 from hwnas.federated.recipe import FederatedRecipe
 from hwnas.files import validate

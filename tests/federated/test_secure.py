@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +17,11 @@ from in_process import InProcess, run
 
 from hwnas.errors import UserError
 from hwnas.federated.client import client_app
+from hwnas.federated.population import deal, load_simulated
 from hwnas.federated.recipe import FederatedRecipe, SecureSpec
 from hwnas.federated.secure import LEVELS, MODULUS, masking
 from hwnas.federated.server import federate
+from hwnas.federated.tiers import dealt_tiers
 from hwnas.files import read_tensors
 
 Make = Callable[..., FederatedRecipe]
@@ -76,6 +79,40 @@ def test_the_sum_is_the_plain_one_to_rounding(
     assert [tier.score for tier in secure.tiers] == pytest.approx(
         [tier.score for tier in plain.tiers], abs=2.1
     )
+
+
+def test_rows_of_several_windows_weigh_as_one_row_each(make_recipe: Make, tmp_path: Path) -> None:
+    words = ["good", "bad", "day", "a", "other", "neutral"]
+    rows = []
+    chance = random.Random(0)
+    for i in range(200):
+        context = " ".join(chance.choices(words, k=90 if i % 2 else 9))
+        answer = {"text": [context.split()[0]], "answer_start": [0]}
+        rows.append({"question": f"which {i} ?", "context": context, "answers": answer})
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = SIX | {
+        "task": {"data": str(data), "kind": "spans", "text": ["question", "context"]},
+        "clients": {"count": 6, "split": {"kind": "even"}},
+        "aggregation": {"weigh": "examples"},
+    }
+    said: list[int] = []
+
+    def listen(request: Message, reply: Message) -> Message:
+        if request.metadata.message_type == "train" and reply.has_content():
+            record = reply.content.config_records.get("json")
+            said.append(json.loads(str(record["json"]))["rows"] if record is not None else 0)
+        return reply
+
+    plain, secure = make_recipe(**settings), make_recipe(**settings, **SECURE)
+    run(plain, tmp_path / "plain", faults=dict.fromkeys(range(6), listen))
+    run(secure, tmp_path / "secure")
+    task = load_simulated(plain)
+    assert sum(said) < sum(len(part) for part in deal(plain, task)) <= len(task.train)
+    for name in ("plain", "secure"):
+        assert {e["event"] for e in _events(tmp_path / name)} == {"joined"}
+    assert _apart(_weights(tmp_path / "plain"), _weights(tmp_path / "secure")) < 20 * RANGE / LEVELS
+    assert _apart(_weights(tmp_path / "plain"), _start(tmp_path / "plain")) > 1e-3
 
 
 def _start(out: Path) -> Weights:
@@ -152,9 +189,15 @@ def test_too_few_for_a_sum_change_nothing(make_recipe: Make, tmp_path: Path) -> 
             return reply
         return Message(Error(code=0, reason="gone"), reply_to=request)
 
-    run(make_recipe(**SIX, **SECURE), tmp_path / "run", faults={0: leave, 1: leave})
+    recipe = make_recipe(**SIX, **SECURE)
+    gone = [i for i, tier in enumerate(dealt_tiers(recipe)) if tier == "small"]
+    run(recipe, tmp_path / "run", faults={gone[0]: leave})
     why = [e["why"] for e in _events(tmp_path / "run") if e["event"] == "too few"]
-    assert any("2 left in a secure sum" in one for one in why)
+    assert why == ["2 left in a secure sum"]
+    # as if nobody of theirs had answered, and as without masks
+    run(make_recipe(**SIX), tmp_path / "plain", faults=dict.fromkeys(gone, _lost))
+    assert _apart(_weights(tmp_path / "run"), _weights(tmp_path / "plain")) < 20 * RANGE / LEVELS
+    assert _apart(_weights(tmp_path / "run"), _start(tmp_path / "run")) > 1e-3
 
 
 def test_a_client_does_not_answer_a_server_that_asks_in_the_open(
@@ -195,6 +238,10 @@ def _garbled(what: str) -> Callable[[Message, Message], Message]:
         record: Any = reply.content.config_records.get("secaggplus_configs")
         if stage == "setup" and what == "keys":
             record["pk1"] = "no key"
+        if stage == "setup" and what == "no keys":
+            record["pk2"] = b"no key"
+        if stage == "setup" and what == "one key":
+            record["pk2"] = record["pk1"]
         if stage == "share_keys" and what == "shares":
             record["dsts"] = record["dsts"][:-1]
         if stage == "collect_masked_vectors" and what == "update":
@@ -213,7 +260,9 @@ def _garbled(what: str) -> Callable[[Message, Message], Message]:
     return change
 
 
-@pytest.mark.parametrize("what", ["keys", "shares", "update", "bytes", "others", "silence"])
+@pytest.mark.parametrize(
+    "what", ["keys", "no keys", "one key", "shares", "update", "bytes", "others", "silence"]
+)
 def test_garbled_answers_cost_no_more_than_their_client(
     make_recipe: Make, tmp_path: Path, what: str
 ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from hwnas.anatomy import find_shape
 from hwnas.errors import UserError
 from hwnas.federated.messages import OwnDevice
 from hwnas.federated.recipe import FederatedRecipe, TierSpec
+from hwnas.federated.roster import Roster
+from hwnas.federated.secure import LEVELS
 from hwnas.federated.tiers import own_device, own_tier, tables_of
 from hwnas.importance.scores import Importance
 from hwnas.models import load_config
+from hwnas.rundir import RunDirectory
 
 Make = Callable[..., FederatedRecipe]
 
@@ -48,6 +52,43 @@ def test_a_score_that_cannot_be_is_not_believed(make_recipe: Make, tmp_path: Pat
     assert all(-100 <= (tier.mean or 0) <= 100 for tier in summary.tiers)
     line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
     assert [c["client"] for c in line["clients"]] == ["client-0000", "client-0002", "client-0003"]
+
+
+def _exaggerates(request: Message, reply: Message) -> Message:
+    """Of the rows that it learned from."""
+    if request.metadata.message_type == "train":
+        said = json.loads(str(reply.content["json"]["json"])) | {"rows": 10**6}
+        reply.content["json"] = ConfigRecord({"json": json.dumps(said)})
+    return reply
+
+
+def _has_millions(request: Message, reply: Message) -> Message:
+    if request.metadata.message_type == "query.hello":
+        said = json.loads(str(reply.content["json"]["json"])) | {"rows": 10**6}
+        reply.content["json"] = ConfigRecord({"json": json.dumps(said)})
+    return reply
+
+
+def test_nobody_has_more_rows_than_can_be(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe(rounds=1, clients={"rows": 60}, evaluation={"clients": False, "every": 1})
+    run(recipe, tmp_path / "run", faults={1: _exaggerates, 2: _has_millions})
+    events = _events(tmp_path / "run")
+    assert ("failed", 1, "client-0001") in events
+    assert [what for what, *_ in events].count("refused") == 1
+    line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
+    assert (line["asked"], line["answered"]) == (3, 2)
+
+
+def test_in_a_secure_sum_a_row_weighs_something(make_recipe: Make, tmp_path: Path) -> None:
+    def most(**changes: Any) -> float:
+        recipe = make_recipe(**changes)
+        shape = find_shape(load_config(recipe.model))
+        return Roster(cast("Any", None), recipe, RunDirectory(tmp_path), {}, shape).most_rows
+
+    many = {"count": 6, "rows": 10**9}
+    assert most(clients=many) == 10**9 and most() == math.inf
+    assert most(clients=many, secure={}) == LEVELS
+    assert most(clients=many, secure={}, aggregation={"weigh": "clients"}) == 10**9
 
 
 def test_a_client_cannot_have_the_server_read_files(make_recipe: Make, tiny_table: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import ConfigRecord, Message
 from in_process import InProcess, run
 
 from hwnas.anatomy import find_shape
@@ -21,6 +22,7 @@ from hwnas.federated.server import Federation, federate
 from hwnas.federated.state import ServerState
 from hwnas.federated.tiers import memory_mb
 from hwnas.files import read_tensors
+from hwnas.models import load_config
 from hwnas.subnetwork import Subnetwork
 from hwnas.training.autocast import has_units
 
@@ -76,6 +78,28 @@ def test_who_has_the_memory_trains_more_than_it_is_served(
     run(narrow, tmp_path / "narrow")
     (line,) = (tmp_path / "narrow" / "rounds.jsonl").read_text().splitlines()
     assert json.loads(line)["up_bytes"] == own["up_bytes"]
+
+
+@pytest.mark.parametrize("best", ["large", "small"])
+def test_clients_say_with_which_model_a_tier_is_served(
+    best: str, make_recipe: Make, tmp_path: Path
+) -> None:
+    recipe = make_recipe(rounds=1, evaluation={"every": 1})
+
+    def say(request: Message, reply: Message) -> Message:
+        if request.metadata.message_type == "evaluate":
+            asked = json.loads(str(request.content["json"]["json"]))["genome"]
+            found = json.loads(str(reply.content["json"]["json"]))
+            found["score"] = 90 if (asked == whole) == (best == "large") else 40
+            reply.content["json"] = ConfigRecord({"json": json.dumps(found)})
+        return reply
+
+    config = load_config(recipe.model)
+    whole = Subnetwork.full(find_shape(config)).genome
+    summary, _ = run(recipe, tmp_path / "run", faults=dict.fromkeys(range(4), say))
+    large, small = summary.tiers
+    assert (large.served, small.served) == (best, "small")
+    assert (large.genome == whole) == (best == "large")
 
 
 def test_a_tier_is_served_the_best_that_it_can_run(make_recipe: Make, tmp_path: Path) -> None:
