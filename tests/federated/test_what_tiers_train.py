@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message
-from in_process import InProcess, run
+from in_process import run
 
 from hwnas.anatomy import find_shape
 from hwnas.anatomy.dense import new_dense
-from hwnas.federated.client import client_app
 from hwnas.federated.local import Trainee
 from hwnas.federated.originals import original_of
 from hwnas.federated.recipe import FederatedRecipe
-from hwnas.federated.server import Federation, federate
 from hwnas.federated.state import ServerState
 from hwnas.federated.tiers import memory_mb
 from hwnas.files import read_tensors
@@ -96,35 +93,15 @@ def test_clients_say_with_which_model_a_tier_is_served(
 
     config = load_config(recipe.model)
     whole = Subnetwork.full(find_shape(config)).genome
-    summary, _ = run(recipe, tmp_path / "run", faults=dict.fromkeys(range(4), say))
-    large, small = summary.tiers
-    assert (large.served, small.served) == (best, "small")
-    assert (large.genome == whole) == (best == "large")
-
-
-def test_a_tier_is_served_the_best_that_it_can_run(make_recipe: Make, tmp_path: Path) -> None:
-    """A large model whose outer weights are poisoned is worse than the small one within it."""
-    recipe = make_recipe(rounds=1, evaluation={"every": 1})
     out = tmp_path / "run"
-    grid = InProcess(client_app(recipe), recipe.clients.count)
-
-    class Poisoned(Federation):
-        def train(self, state: ServerState, number: int) -> Any:
-            found = super().train(state, number)
-            inner = {p.name: p.shape for p in state.part(state.tiers["small"].subnetwork).trained}
-            for name, tensor in state.tensors.items():
-                if name.endswith("output.dense.weight") and name in inner:
-                    tensor[:, inner[name][1] :] = 3 * torch.randn_like(tensor[:, inner[name][1] :])
-            return found
-
-    summary = federate(grid, recipe, out, resume=False, kind=Poisoned)
+    summary, grid = run(recipe, out, faults=dict.fromkeys(range(4), say))
     # each its own tier's after the round, and both tiers' in the end
     assert grid.asked["evaluate"] == 4 + 2 * 4
     large, small = summary.tiers
+    assert (large.served, small.served) == (best, "small")
+    assert (large.genome == whole) == (best == "large")
     scores = json.loads((out / "rounds.jsonl").read_text())["scores"]
-    assert large.score == scores[large.served] and small.served == "small"
-    state = ServerState.find(out, recipe)
-    assert state is not None and large.genome == state.tiers[large.served].genome
+    assert large.score == scores[best]
 
 
 @pytest.mark.skipif(
