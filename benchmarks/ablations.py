@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from record import ROOT, Results, options
+from record import ROOT, Results, made, options
 
 from hwnas.files import read_json, read_model, validate, write_json, write_text
 from hwnas.models import load, load_tokenizer
@@ -119,17 +117,6 @@ def recipe_of(seed: int, changes: Changes, quick: bool) -> Recipe:
     return validate(Recipe, value, where="ablations")
 
 
-def hwnas(command: str, recipe: Recipe, run: Path, *arguments: object) -> None:
-    """Make a run, or go on with it."""
-    path = run.with_suffix(".yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recipe.save(path)
-    words = [command, path, "--out", run, "--resume", *arguments]
-    ended = subprocess.run([sys.executable, "-m", "hwnas", *map(str, words)], check=False)
-    if ended.returncode not in (0, 3):  # a missed budget is a result: the row says so
-        raise SystemExit(ended.returncode)
-
-
 def base(seed: int, quick: bool) -> Path:
     """The run whose baseline and table all variants of a seed take."""
     run = RUNS / ("quick" if quick else "full") / f"base-{seed}"
@@ -138,7 +125,7 @@ def base(seed: int, quick: bool) -> Path:
         changes = share(1) | {"importance": {"kind": "movement"}}
         first = RUNS / ("quick" if quick else "full") / f"base-{SEEDS[0]}" / "table.json"
         table = ("--table", first) if seed != SEEDS[0] else ()
-        hwnas("supernet", recipe_of(seed, changes, quick), run, *table)
+        made(run, recipe_of(seed, changes, quick), *table, command="supernet")
     return run
 
 
@@ -166,8 +153,7 @@ def row(choice: str, variant: str, seed: int, quick: bool) -> dict[str, Any]:
     """The figures of one variant, after its run is made or finished."""
     changes = CHOICES[choice][variant]
     run = RUNS / ("quick" if quick else "full") / f"{name_of(changes)}-{seed}"
-    if not (run / "summary.json").exists():
-        hwnas("run", recipe_of(seed, changes, quick), run, "--reuse", base(seed, quick))
+    made(run, recipe_of(seed, changes, quick), "--reuse", base(seed, quick))
     summary = read_model(run / "summary.json", Summary)
     (chosen,) = summary.chosen
     lines = (run / "candidates.jsonl").read_text().splitlines()

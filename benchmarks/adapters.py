@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Results, options
+from record import Results, largest_resident, options
 from transformers import TrainerCallback
 
 from hwnas.elastic.spec import AdapterSpec
@@ -38,6 +38,7 @@ from hwnas.tasks.loading import load_task
 from hwnas.tasks.spec import TaskSpec
 from hwnas.training.batches import collator, model_columns
 from hwnas.training.optimization import Optimization
+from hwnas.training.order import training_order
 from hwnas.training.sampling import Sandwich
 from hwnas.training.trainer import train
 
@@ -101,16 +102,9 @@ def measured(way: str, steps: int) -> dict[str, Any]:
             )
     apart = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     return {
-        "peak_mib": _largest_resident(),
+        "peak_mib": largest_resident(),
         "seconds": statistics.median(apart) if apart else None,
     }
-
-
-def _largest_resident() -> float:
-    """Of this program, MiB; `getrusage` counts what started it too."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def _peft(model: Any, tokenizer: Any, encoded: Any, steps: int, clock: _Clock) -> None:
@@ -130,7 +124,9 @@ def _peft(model: Any, tokenizer: Any, encoded: Any, steps: int, clock: _Clock) -
     adapted.train()
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4)
-    rows = model_columns(encoded)
+    # in the batches that ours have, of like lengths
+    order = training_order(encoded["length"], BATCH, steps, 0)
+    rows = model_columns(encoded.select(order))
     collate = collator(tokenizer, rows)
     for step in range(steps):
         batch = collate([rows[i] for i in range(step * BATCH, (step + 1) * BATCH)])

@@ -18,20 +18,18 @@ from __future__ import annotations
 
 import shutil
 import statistics
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from record import ROOT, Results, options
+from record import ROOT, Results, made, options
 
 from hwnas.deployments import read_anchors
 from hwnas.export import score_folder, served_folder
 from hwnas.files import read_model, validate
 from hwnas.latency.target import Target
 from hwnas.pipeline import Given, prepare
-from hwnas.recipe import Recipe
+from hwnas.recipe import MeasureSpec, Recipe
 from hwnas.summary import Summary
 
 DATA = ROOT.parent / "shared" / "data" / "sst2"
@@ -91,11 +89,6 @@ def row(seq: int, seed: int, quick: bool) -> dict[str, Any]:
         "baseline": joint.baseline.metric,
         "together": _chosen(joint),
         "structure": _chosen(alone),
-        "precision": max(
-            (one for one in precision if one["latency"] <= SHARE),
-            key=lambda one: float(one["metric"]),
-            default=None,
-        ),
         "precisions": precision,
         "seconds": sum(joint.seconds.values()),
     }
@@ -113,13 +106,7 @@ def _take_tables(first: Path, out: Path, seq: int, seed: int, quick: bool) -> No
 
 def _run(out: Path, recipe: Recipe, *options_: str) -> Summary:
     """`hwnas run`, or what it has written before."""
-    path = out.with_suffix(".yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recipe.save(path)
-    command = [sys.executable, "-m", "hwnas", "run", str(path), "--out", str(out), "--resume"]
-    ended = subprocess.run([*command, *options_], check=False).returncode
-    if ended not in (0, 3):  # a missed budget is a result: the row says so
-        raise SystemExit(ended)
+    made(out, recipe, *options_)
     return read_model(out / "summary.json", Summary)
 
 
@@ -159,9 +146,16 @@ def main() -> None:
     results.finish({f"{seq} tokens": headline(results.rows, seq) for seq in LENGTHS})
 
 
+def best_precision(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Of the whole model within the budget, as ours has to be; the best on the test split."""
+    most = SHARE * (1 + MeasureSpec().tolerance)
+    within = (one for one in row["precisions"] if one["latency"] <= most)
+    return max(within, key=lambda one: float(one["metric"]), default=None)
+
+
 def headline(rows: list[dict[str, Any]], seq: int) -> dict[str, Any]:
     """Means over seeds: metric, share of the baseline's metric and latency of every way."""
-    found = [row for row in rows if row["seq"] == seq]
+    found = [row | {"precision": best_precision(row)} for row in rows if row["seq"] == seq]
     means: dict[str, Any] = {"seeds": len(found)}
     for way in ("together", "structure", "precision"):
         every = [

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import ROOT, Results, options
+from record import ROOT, Results, options, spread
 
 from hwnas.federated.client import Client
 from hwnas.federated.identity import Identity
@@ -119,12 +119,16 @@ def recipe_of(task: str, seed: int, way: str, quick: bool) -> FederatedRecipe:
             "rate": RATE,
             "precision": PRECISION,
             "nested": 1 if way == "ours" else 0,
+            # who learns for itself only may make use of which classes it has
+            "calibrate": 0.0 if way == "local" else 1.0,
             "grow": GROW if way == "ours" else 0.0,
             "reach": 1.0 if way in ("ours", "whole") else 0.0,
         },
         "evaluation": {"every": 2 if quick else 10, "rows": 100 if quick else 4000},
         "seed": seed,
     }
+    if way in ("heterofl", "fedrolex"):  # they average over those who hold a coordinate
+        value["aggregation"] = {"few": 0.0}
     return validate(FederatedRecipe, value, where="federated")
 
 
@@ -286,6 +290,7 @@ def central(recipe: FederatedRecipe) -> dict[str, Any]:
         batch=BATCH,
         freeze_embeddings=True,
         precision=PRECISION,
+        seed=recipe.seed,
         checkpoint_every=0,
     )
     with tempfile.TemporaryDirectory() as work:
@@ -387,26 +392,37 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 scores = [r["scores"][tier] for r in mine if tier in r["scores"]]
                 if scores:
                     means.setdefault(way, {})[tier] = round(statistics.mean(scores), 2)
-                if len(scores) > 1:
-                    spreads.setdefault(way, {})[tier] = round(statistics.stdev(scores), 2)
+                if (apart := spread(scores)) is not None:
+                    spreads.setdefault(way, {})[tier] = apart
         found[f"means_{task}"], found[f"spreads_{task}"] = means, spreads
     first = next(iter(TASKS))
     means, spreads = found[f"means_{first}"], found[f"spreads_{first}"]
-    if {"ours", "smallest"} <= means.keys():
+    if {"ours", "smallest"} <= spreads.keys():
         found["tiers_won"] = sum(
             means["ours"][tier] - means["smallest"][tier]
-            > max(spreads.get(way, {}).get(tier, 0.0) for way in ("ours", "smallest"))
+            > max(spreads[way][tier] for way in ("ours", "smallest"))
             for tier in TIERS
         )
-    if {"ours", "central"} <= means.keys():
-        found["kept_of_centralised"] = round(
-            100 * means["ours"]["large"] / means["central"]["large"], 1
-        )
-    moved = [r for r in rows if r["way"] == "ours"]
+    large = {(r["way"], r["seed"]): r["scores"]["large"] for r in rows if r["task"] == first}
+    kept = [
+        large["ours", seed] / large["central", seed]
+        for seed in range(SEEDS)
+        if {("ours", seed), ("central", seed)} <= large.keys()
+    ]
+    if kept:
+        found["kept_of_centralised"] = round(100 * statistics.mean(kept), 1)
     for name, of in (("bytes_ratio", "everything_bytes"), ("bytes_ratio_trained", "trained_bytes")):
-        shares = [(r["down_bytes"] + r["up_bytes"]) / r[of] for r in moved]
-        if shares:
-            found[name] = round(statistics.mean(shares), 3)
+        found[name] = {
+            way: round(statistics.mean(shares), 3)
+            for way in WAYS
+            if (
+                shares := [
+                    (r["down_bytes"] + r["up_bytes"]) / r[of]
+                    for r in rows
+                    if r["way"] == way and of in r
+                ]
+            )
+        }
     return found
 
 

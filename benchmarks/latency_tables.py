@@ -82,9 +82,9 @@ BUDGETS, QUICK_BUDGETS = 100, 6
 TABLES = 5  # that networks within budgets are picked by
 ROUNDS = 3  # of a quiet table and one under load
 PROTOCOL = (
-    "every rival measures for as long as the table; samples are taken with warm caches; unseen "
-    "networks: 2 compilations in turns, 15 pairs or 2 s, timed twice; errors against the first "
-    "timing"
+    "rivals measure for as long as the table, operators alone once each, in less; samples are "
+    "taken with warm caches; unseen networks: 2 compilations in turns, 15 pairs or 2 s, timed "
+    "twice; errors against the first timing"
 )
 
 

@@ -3,8 +3,8 @@
 SmolLM2-135M, exported for OpenVINO (fp32, int8 weights, int4 weights) and ONNX Runtime (fp32,
 dynamic int8), beside torch in fp32. Each goes on from 20 real tweets by 64 tokens, greedily, by
 Optimum's classes, one thread. Of each: the share of written tokens before the first that differs
-from torch's, tokens a second after the first, the folder's size, and the accuracy of its choices on
-ARC-easy.
+from torch's, tokens a second after the first, in turns with torch, the folder's size, and the
+accuracy of its choices on ARC-easy.
 
     python benchmarks/llm_export.py --json benchmarks/results/llm_export.json
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llm_together import original, rates
 from record import ROOT, Results, options
 
-from hwnas.asking import TokenClock
 from hwnas.beside import Beside, BesideSpec
 from hwnas.export import (
     calibration,
@@ -55,11 +55,10 @@ PROTOCOL = (
 )
 
 
-def written(model: Any, prompts: Sequence[list[int]], tokens: int) -> tuple[list[Any], float]:
-    """What a model writes after each prompt, and its tokens a second after the first."""
-    found, apart = [], []
+def written(model: Any, prompts: Sequence[list[int]], tokens: int) -> list[Any]:
+    """What a model writes after each prompt, greedily."""
+    found = []
     for prompt in prompts:
-        clock = TokenClock()
         ids = torch.tensor([prompt])
         with torch.inference_mode():
             out = model.generate(
@@ -69,11 +68,9 @@ def written(model: Any, prompts: Sequence[list[int]], tokens: int) -> tuple[list
                 max_new_tokens=tokens,
                 do_sample=False,
                 pad_token_id=0,
-                streamer=clock,
             )
         found.append(torch.as_tensor(out)[0, len(prompt) :].tolist())
-        apart += [b - a for a, b in zip(clock.times[1:], clock.times[2:], strict=False)]
-    return found, 1 / statistics.median(apart)
+    return found
 
 
 def agreement(mine: list[list[int]], theirs: list[list[int]]) -> float:
@@ -99,6 +96,7 @@ class Bench:
         self.calibrating = kind.encode(rows, self.tokenizer, 128)
         count = QUICK_PROMPTS if quick else PROMPTS
         texts = task.test.select(range(count))["text"]
+        self.texts = list(texts)
         self.prompts = [self.tokenizer(text)["input_ids"] for text in texts]
         self.questions: Beside | None = None
         if ARC.exists():
@@ -115,9 +113,8 @@ class Bench:
 
     def torch_row(self) -> dict[str, Any]:
         """The model as it is."""
-        self.reference, rate = written(self.model, self.prompts, self.tokens)
+        self.reference = written(self.model, self.prompts, self.tokens)
         return {
-            "tokens_per_s": rate,
             "size_mb": sum(p.numel() for p in self.model.parameters()) * 4 / 1e6,
             "accuracy": self._accuracy(self.model),
             "written": self.reference,
@@ -133,13 +130,12 @@ class Bench:
         if not out.exists():
             rows = calibration(self.calibrating, self.tokenizer)
             quantize_folder(exact, out, target.precision, rows)
-        found, rate = written(load_exported(out, THREADS), self.prompts, self.tokens)
+        found = written(load_exported(out, THREADS), self.prompts, self.tokens)
         return {
-            "tokens_per_s": rate,
             "size_mb": folder_size_mb(out),
             "accuracy": self._accuracy(load_exported(out, THREADS, scoring=True)),
             "as_torch": agreement(found, self.reference),
-        }
+        } | rates(original(), out, self.texts, self.tokens)
 
     def _accuracy(self, model: Any) -> float | None:
         return self.questions.score(model, self.tokenizer) if self.questions else None
@@ -159,7 +155,7 @@ def main() -> None:
     results.finish(
         {
             row["target"]: {
-                "tokens_per_s_ratio": round(row["tokens_per_s"] / plain["tokens_per_s"], 2),
+                "times_torch": row["times_torch"],
                 "size_ratio": round(plain["size_mb"] / row["size_mb"], 2),
                 "as_torch": round(row["as_torch"], 3),
                 "points_lost": None

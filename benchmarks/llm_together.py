@@ -55,20 +55,25 @@ PROTOCOL = (
 
 # what a stranger would write, with both models in one process, in turns
 _GENERATE = """
-import json, statistics, sys, time
+import json, os, statistics, sys, time
 sys.modules["hwnas"] = None  # an import of it fails
 import torch
-from optimum.intel import OVModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 whole, served, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
 config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
-models = [
-    AutoModelForCausalLM.from_pretrained(whole).eval(),
-    OVModelForCausalLM.from_pretrained(served, ov_config=config),
-]
+if os.path.exists(os.path.join(served, "openvino_model.xml")):
+    from optimum.intel import OVModelForCausalLM
+    mine = OVModelForCausalLM.from_pretrained(served, ov_config=config)
+else:
+    from onnxruntime import SessionOptions
+    from optimum.onnxruntime import ORTModelForCausalLM
+    options = SessionOptions()
+    options.intra_op_num_threads = 1
+    mine = ORTModelForCausalLM.from_pretrained(served, session_options=options)
+models = [AutoModelForCausalLM.from_pretrained(whole).eval(), mine]
 tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (whole, served)]
 
 class Clock(BaseStreamer):
@@ -137,6 +142,7 @@ class Bench:
         self.rows = self.task.train.select(range(256))
         learned = {name: recipe.beside[name] for name in LEARNED}
         self.judged = load_beside(learned, self.task.max_length)
+        self.questions = sum(len(one.split) for one in self.judged)
         prompts = QUICK_PROMPTS if quick else PROMPTS
         self.prompts = list(self.task.test.select(range(prompts))["text"])
 
@@ -187,9 +193,10 @@ def main() -> None:
     results = Results("llm_together", args.quick, PROTOCOL, args.json)
     (first, whole), *_ = models
     bench = Bench(whole, args.quick)
-    plain = results.row({"model": first, "target": "torch:cpu"}, bench.torch_row)
+    asked = {"questions": bench.questions}
+    plain = results.row({"model": first, "target": "torch:cpu"} | asked, bench.torch_row)
     rows = [
-        results.row({"model": name, "target": target}, partial(bench.row, folder, target))
+        results.row({"model": name, "target": target} | asked, partial(bench.row, folder, target))
         for target in args.target or (TARGETS[:1] if args.quick else TARGETS)
         for name, folder in models
     ]

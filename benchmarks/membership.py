@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from datasets import concatenate_datasets
-from record import ROOT, Results, options
+from record import ROOT, Results, options, spread
 
 from hwnas.federated.client import Client
 from hwnas.federated.identity import Identity
@@ -98,14 +98,20 @@ def main() -> None:
 
 
 def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of every noise: epsilon, and the mean and spread over seeds of advantage and accuracy."""
+    """Of every noise: epsilon, and the mean and spread over seeds of advantage and accuracy.
+
+    Over the seeds that all have. Of 200 rows against 200 the advantage is 0.06 where nothing leaks.
+    """
+    noises = {row["noise"] for row in rows}
+    seeds = [{row["seed"] for row in rows if row["noise"] == noise} for noise in noises]
+    rows = [row for row in rows if row["seed"] in set.intersection(*seeds)]
     found: dict[str, Any] = {}
     for noise in dict.fromkeys(row["noise"] for row in rows):
         mine = [row for row in rows if row["noise"] == noise]
         found[f"noise_{noise:g}"] = {"epsilon": mine[0]["epsilon"], "seeds": len(mine)} | {
             name: [
                 round(statistics.mean(one[name] for one in mine), 3),
-                round(statistics.stdev(one[name] for one in mine), 3) if len(mine) > 1 else None,
+                spread([one[name] for one in mine], 3),
             ]
             for name in ("advantage", "auc", "accuracy")
         }

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quality_rivals import choose, finished, fresh, int8, one_shot
-from record import ROOT, Results, options
+from record import ROOT, Results, options, rank, spread
 
 from hwnas.files import read_model, validate
 from hwnas.pipeline import Given, prepare
@@ -245,24 +245,28 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
     main_tasks = [name for name, problem in PROBLEMS.items() if problem.seeds > 1]
     found: dict[str, Any] = {}
     for budget in BUDGETS:
-        means: dict[str, float] = {}
+        means: dict[str, dict[int, float]] = {}
         for way in WAYS:
             by_seed: dict[int, list[float]] = {}
             for r in rows:
                 if r["way"] == way and r["task"] in main_tasks and budget in r.get("budgets", {}):
                     by_seed.setdefault(r["seed"], []).append(r["budgets"][budget]["kept"])
-            whole = [statistics.mean(k) for k in by_seed.values() if len(k) == len(main_tasks)]
+            whole = {
+                seed: 100 * statistics.mean(kept)
+                for seed, kept in by_seed.items()
+                if len(kept) == len(main_tasks)
+            }
             if whole:
-                means[way] = statistics.mean(whole)
+                means[way] = whole
                 found[f"{way}_{budget.rstrip('%')}"] = {
-                    "kept": round(100 * means[way], 2),
-                    "spread": round(100 * statistics.stdev(whole), 2) if len(whole) > 1 else None,
+                    "kept": round(statistics.mean(whole.values()), 2),
+                    "spread": spread([*whole.values()]),
                     "seeds": len(whole),
                 }
         if "ours" in means:
             name = budget.rstrip("%")
-            found[f"kept_{name}"] = round(100 * means["ours"], 2)
-            found[f"rank_{name}"] = sorted(means, key=lambda way: -means[way]).index("ours") + 1
+            found[f"kept_{name}"] = found[f"ours_{name}"]["kept"]
+            found[f"rank_{name}"] = rank(means, "ours")
     return found
 
 

@@ -13,19 +13,18 @@ which heads and neurons it keeps.
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from record import made
 from torch import nn
 
 from hwnas import stages
 from hwnas.errors import BudgetError
-from hwnas.files import read_model, write_json
+from hwnas.files import read_model, write_json, write_text
 from hwnas.importance.scores import Importance
 from hwnas.inputs import Inputs
 from hwnas.latency.predictor import LatencyPredictor
@@ -204,6 +203,9 @@ def fresh(inputs: Inputs) -> Kind:
     return Kind("fresh", propose, lambda _: stages.importance(inputs))
 
 
+CHOSEN = "chosen"  # a file in `selection/`, once a rival has chosen for all budgets
+
+
 class Kind(NamedTuple):
     """How a rival chooses a structure within a budget, and orders a model's parts."""
 
@@ -241,6 +243,7 @@ def choose(inputs: Inputs, kind: Kind, time: Callable[[Subnetwork], float] | Non
         write_json(inputs.path / "selection" / f"{budget.folder}.json", selection)
         selected.append(selection.structures[0].subnetwork)
     kind.importance(selected).save(inputs.path / "importance.safetensors")
+    write_text(inputs.path / "selection" / CHOSEN, kind.name)
 
 
 def int8(run: Path, inputs: Inputs) -> dict[str, Any]:
@@ -263,12 +266,5 @@ def int8(run: Path, inputs: Inputs) -> dict[str, Any]:
 
 def finished(recipe: Recipe, run: Path, ours: Path | None) -> Summary:
     """The summary of a run, which is made or finished first."""
-    path = run.with_suffix(".yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recipe.save(path)
-    command = [sys.executable, "-m", "hwnas", "run", str(path), "--out", str(run), "--resume"]
-    command += ["--reuse", str(ours)] if ours else []
-    ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
-    if ended not in (0, 3):  # a missed budget is a result: the row says so
-        raise SystemExit(ended)
+    made(run, recipe, *(["--reuse", ours] if ours else []))
     return read_model(run / "summary.json", Summary)

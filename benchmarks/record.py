@@ -1,4 +1,4 @@
-"""What every benchmark shares: its options, and a result file that grows row by row.
+"""What benchmarks share: options, runs, a result file that grows row by row, what it comes to.
 
 `python benchmarks/NAME.py [--quick] [--json OUT.json]`. A row is written as soon as it is measured;
 started again with the same file, a benchmark goes on with the rows that are missing.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from hwnas.doctor import examine
 from hwnas.files import read_json, write_json
 from hwnas.latency.device import cpu_model
+from hwnas.recipe import Recipe
 
 _PACKAGES = ("torch", "transformers", "optimum", "onnxruntime", "openvino")
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +52,50 @@ def commit() -> str:
         "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
     )
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changes else "")
+
+
+def spread(values: Sequence[float], digits: int = 2) -> float | None:
+    """The standard deviation; None of one value."""
+    return round(statistics.stdev(values), digits) if len(values) > 1 else None
+
+
+def rank(by_seed: Mapping[str, Mapping[int, float]], mine: str) -> int | None:
+    """The place of one way among those that share a seed with it; the highest mean is the first.
+
+    Over the seeds that all of them have; None where there are none, or no other way.
+
+    Args:
+        by_seed: of each way, its score with each seed.
+    """
+    own = by_seed.get(mine, {}).keys()
+    beside = {way: scores for way, scores in by_seed.items() if scores.keys() & own}
+    seeds = set.intersection(*map(set, beside.values())) if beside else set()
+    if len(beside) < 2 or not seeds:
+        return None
+    means = {way: statistics.mean(scores[s] for s in seeds) for way, scores in beside.items()}
+    return sorted(means, key=lambda way: -means[way]).index(mine) + 1
+
+
+def largest_resident() -> float:
+    """Of this program, MiB; `getrusage` counts what started it too."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def made(run: Path, recipe: Recipe, *more: object, command: str = "run") -> None:
+    """Have hwnas make a run in a process of its own, or go on with it.
+
+    Args:
+        more: of the command line.
+    """
+    path = run.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recipe.save(path)
+    words = [sys.executable, "-m", "hwnas", command, path, "--out", run, "--resume", *more]
+    ended = subprocess.run([*map(str, words)], check=False, stdout=subprocess.DEVNULL).returncode
+    if ended not in (0, 3):  # a missed budget is a result: the row says so
+        raise SystemExit(ended)
 
 
 class Results:

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from deeper import deeper_minilm
-from record import ROOT, Results, options
+from record import ROOT, Results, options, spread
 
 from hwnas.files import read_json, validate, write_json
 from hwnas.front_search import BELOW
@@ -302,7 +302,7 @@ def budgets_row(evaluations: Evaluations, name: str, each: int, seed: int) -> di
     evaluations.save()
     return {
         "evaluations": len(found),
-        "best": dict(zip(BUDGETS, [c.signal if c else problem.worst for c in best], strict=True)),
+        "best": dict(zip(BUDGETS, [c.signal if c else None for c in best], strict=True)),
         "dev": dict(zip(BUDGETS, [next(tested) if c else None for c in best], strict=True)),
     }
 
@@ -391,9 +391,7 @@ def _of_space(rows: list[dict[str, Any]], space: str) -> dict[str, Any]:
         "evals_to_match_nsga2_500": min(enough, default=None),
         f"hypervolume_of_ours_at_{OURS_AT}": round(mean_at("guided", OURS_AT), 4),
         "hypervolume_in_the_end": {name: round(mean_at(name, n), 4) for name, n in most.items()},
-        "spread": {
-            name: round(statistics.pstdev(every_at(name, n)), 4) for name, n in most.items()
-        },
+        "spread": {name: spread(every_at(name, n), 4) for name, n in most.items()},
         "seeds": {name: len(every_at(name, n)) for name, n in most.items()},
         "error_within_budgets": _under_budgets(rows, space, "best"),
         "dev_error_within_budgets": _under_budgets(rows, space, "dev"),

@@ -31,7 +31,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from record import Results, options
+from record import Results, largest_resident, options
 
 from hwnas.elastic.supernet import SuperNetwork
 from hwnas.models import load_model
@@ -235,14 +235,7 @@ def train_here(way: str) -> None:
                 teacher=teacher,
                 sandwich=rule,
             )
-    print(_largest_resident())
-
-
-def _largest_resident() -> float:
-    """Of this program, MiB; `getrusage` counts what started it too."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    print(largest_resident())
 
 
 def _spread(ratios: list[float]) -> dict[str, Any]:
