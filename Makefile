@@ -31,7 +31,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -c constraints.txt \
 .PHONY: help setup demo demo-llm demo-federated test lint bench docs clean
 
 help:
-	@echo "make setup   install everything into .venv (10 minutes, 3 GB)"
+	@echo "make setup   install everything into .venv (3 to 10 minutes, 3 GB)"
 	@echo "make demo    shrink a real model to half and a third of its latency, into runs/demo"
 	@echo "make demo-llm  shrink a small language model, into runs/demo-llm, and ask it (25 minutes)"
 	@echo "make demo-federated  twelve clients, three tiers, into runs/demo-federated (10 minutes)"

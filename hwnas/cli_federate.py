@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def federate(
     recipe: Annotated[
-        Path, typer.Argument(help="Federated recipe (YAML), or a shipped one: demo.")
+        Path,
+        typer.Argument(
+            help="Federated recipe (YAML), or a shipped one: demo, continual, prompt, reading."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Run directory; on a SuperLink, on its machine.")
