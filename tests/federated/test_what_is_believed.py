@@ -11,11 +11,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message
-from in_process import run
+from in_process import Fault, run
 
 from hwnas.anatomy import find_shape
 from hwnas.errors import UserError
-from hwnas.federated.messages import OwnDevice
+from hwnas.federated.messages import HELLO, OwnDevice
 from hwnas.federated.recipe import FederatedRecipe, TierSpec
 from hwnas.federated.roster import Roster
 from hwnas.federated.secure import LEVELS
@@ -54,24 +54,21 @@ def test_a_score_that_cannot_be_is_not_believed(make_recipe: Make, tmp_path: Pat
     assert [c["client"] for c in line["clients"]] == ["client-0000", "client-0002", "client-0003"]
 
 
-def _exaggerates(request: Message, reply: Message) -> Message:
-    """Of the rows that it learned from."""
-    if request.metadata.message_type == "train":
-        said = json.loads(str(reply.content["json"]["json"])) | {"rows": 10**6}
-        reply.content["json"] = ConfigRecord({"json": json.dumps(said)})
-    return reply
+def _exaggerates(asked: str) -> Fault:
+    """Of its rows, where it is asked for this."""
 
+    def fault(request: Message, reply: Message) -> Message:
+        if request.metadata.message_type == asked:
+            said = json.loads(str(reply.content["json"]["json"])) | {"rows": 10**6}
+            reply.content["json"] = ConfigRecord({"json": json.dumps(said)})
+        return reply
 
-def _has_millions(request: Message, reply: Message) -> Message:
-    if request.metadata.message_type == "query.hello":
-        said = json.loads(str(reply.content["json"]["json"])) | {"rows": 10**6}
-        reply.content["json"] = ConfigRecord({"json": json.dumps(said)})
-    return reply
+    return fault
 
 
 def test_nobody_has_more_rows_than_can_be(make_recipe: Make, tmp_path: Path) -> None:
     recipe = make_recipe(rounds=1, clients={"rows": 60}, evaluation={"clients": False, "every": 1})
-    run(recipe, tmp_path / "run", faults={1: _exaggerates, 2: _has_millions})
+    run(recipe, tmp_path / "run", faults={1: _exaggerates("train"), 2: _exaggerates(HELLO)})
     events = _events(tmp_path / "run")
     assert ("failed", 1, "client-0001") in events
     assert [what for what, *_ in events].count("refused") == 1
